@@ -1,0 +1,100 @@
+"""Folder listing -> names -> classes. Nothing is imported until it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from medtame.errors import MedtameError, SettingsError, UnknownNameError
+
+METHODS, TASKS = "medtame.strategies", "medtame.tasks"
+
+
+def listing(shelf: str) -> dict[str, str]:
+    """Name -> module, of every file on a shelf, in the order of folders and names. No module of the shelf is imported."""
+    found = find_spec(shelf)
+    if found is None or not found.submodule_search_locations:
+        raise MedtameError(f"no shelf {shelf!r}: reinstall medtame")
+    folder = Path(next(iter(found.submodule_search_locations)))
+    names: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.py")):
+        if path.stem.startswith("_") or path.stem == "base":
+            continue
+        if path.stem in names:
+            raise MedtameError(f"two files are called {path.stem}: rename one of them")
+        names[path.stem] = ".".join([shelf, *path.relative_to(folder).with_suffix("").parts])
+    return names
+
+
+def names(shelf: str) -> list[str]:
+    return list(listing(shelf))
+
+
+def strategy_of(name: str) -> str:
+    """The adaptation strategy of a method: the folder that its file lies in; `none` for a baseline."""
+    folder = _module(METHODS, name).split(".")[-2]
+    return "none" if folder == "baselines" else folder
+
+
+def settings_class(shelf: str, name: str) -> type[Any]:
+    """The class in a shelf's file: `linear_probe` -> LinearProbe."""
+    title = "".join(word.title() for word in name.split("_"))
+    found: type[Any] = getattr(import_module(_module(shelf, name)), title)
+    return found
+
+
+def build(shelf: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """A settings object, checked; text from a command line is turned into numbers; a setting that names a part is built too."""
+    kind = settings_class(shelf, name)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    chosen = dict(settings or {})
+    for key in chosen:
+        if key not in fields:
+            raise UnknownNameError(f"setting of {name}", key, fields)
+    for key, field in fields.items():
+        if "part" in field.metadata and isinstance(chosen.get(key, field.default), str):
+            chosen[key] = build(field.metadata["part"], chosen.get(key, field.default))
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{key: _checked(name, key, value, hints[key], fields) for key, value in chosen.items()})
+
+
+def _checked(name: str, key: str, value: Any, hint: Any, known: Iterable[str]) -> Any:
+    """One setting, of the right type; text from a command line counts as a number or as a list with commas."""
+    if dataclasses.is_dataclass(value):
+        return value
+    if isinstance(value, str) and get_origin(hint) is tuple:
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        return TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise SettingsError(
+            f"{name} cannot use {key} = {value!r}: {reason[0].lower()}{reason[1:]}. Its settings: {', '.join(known)}."
+        ) from None
+
+
+def settings_of(value: Any) -> dict[str, Any]:
+    """The settings of a method or task as plain values, so that `build` makes it again."""
+    return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+
+
+def name_of(value: Any) -> str:
+    """The name of a method or task: its file's."""
+    return type(value).__module__.rpartition(".")[2]
+
+
+def _plain(value: Any) -> Any:
+    return name_of(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def _module(shelf: str, name: str) -> str:
+    known = listing(shelf)
+    if name not in known:
+        raise UnknownNameError("task" if shelf == TASKS else "method", name, known)
+    return known[name]

@@ -1,0 +1,343 @@
+"""The command line. Each verb is a thin wrapper of the Python function of that name; nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from medtame import __version__
+from medtame.errors import MedtameError, SettingsError
+
+if TYPE_CHECKING:
+    from medtame.run import Data
+
+app = typer.Typer(
+    name="medtame",
+    help="Adapt a general-purpose vision-language model to medical images, and learn honestly whether it helped. Research use only.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataPath = Annotated[Path, typer.Argument(help="A manifest (CSV, TSV, Parquet) or a folder with one sub-folder a class.", metavar="DATA")]
+RunPath = Annotated[Path, typer.Argument(help="A folder that adapt or compare wrote.", metavar="RUN")]
+TaskName = Annotated[str, typer.Option("--task", help="What is asked: see `medtame tasks`.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="`bundled`; several by commas.")]
+Columns = Annotated[str, typer.Option("--columns", help="Your column names: standard=yours, by commas, such as text=caption,patient=case.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Relative paths start here. Default: the manifest's folder.")]
+Seed = Annotated[int, typer.Option("--seed", help="Draws, folds, initial weights.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output; progress stays on standard error.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="name=value of the method; task.name=value of the task. May be repeated.")
+]
+Leakage = Annotated[bool, typer.Option("--allow-leakage", help="Go on although train and test share patients or files; recorded.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+Prompts = Annotated[Path | None, typer.Option("--prompts", help="JSON: class -> sentences. The same for every method.")]
+
+
+def version(value: bool) -> None:
+    if value:
+        typer.echo(f"medtame {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    _version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Nothing is done before a verb is named."""
+
+
+@app.command(epilog="Examples:  medtame demo   |   medtame demo --task segmentation --out seen")
+def demo(
+    task: TaskName = "classification",
+    out: Annotated[Path | None, typer.Option("--out", help="A new or empty folder. Default: medtame-demo in this folder.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+    resume: Resume = False,
+) -> None:
+    """The whole path on simulated images with the embedded encoder: a table here and a report. Under 3 minutes."""
+    from medtame import terminal, verbs
+
+    with terminal.progress(quiet=as_json) as report:
+        result = verbs.demo(
+            task, out=free_folder(out, "medtame-demo", resume=resume), seed=seed, resume=resume, watch=report, command=command()
+        )
+    tell(result, as_json)
+
+
+@app.command(
+    epilog="Examples:  medtame compare labels.csv --task classification --out out   |   "
+    "medtame compare cases.csv --task image_text_retrieval --columns text=caption,patient=case --methods zero_shot,lora --out out"
+)
+def compare(
+    data: DataPath,
+    task: TaskName = "classification",
+    methods: Annotated[str, typer.Option("--methods", help="fast, all, a strategy, or names by commas.")] = "fast",
+    minutes: Annotated[float, typer.Option("--minutes", help="`fast`: methods whose whole grid fits in these minutes.")] = 10,
+    encoder: EncoderName = "bundled",
+    shots: Annotated[str, typer.Option("--shots", help="Such as 1,4,16,all. Default: the task's.")] = "",
+    draws: Annotated[int, typer.Option("--draws", help="Supports drawn for each number of shots.", min=1)] = 20,
+    regime: Annotated[str, typer.Option("--regime", help="standard, relaxed or realistic.")] = "standard",
+    prompts: Prompts = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new or empty folder. Default: medtame-out in this folder.")] = None,
+    columns: Columns = "",
+    root: Root = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    allow_leakage: Leakage = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Which adaptation works on these images: a table, a report, and the best method saved as a run."""
+    from medtame import terminal
+    from medtame.compare import compare as compared
+    from medtame.config import shots_of
+
+    opened = loaded(data, task, columns, root, settings, prompts, allow_leakage=allow_leakage)
+    with terminal.progress(quiet=as_json) as report:
+        result = compared(
+            opened,
+            encoder.split(","),
+            methods=methods if methods in ("fast", "all") else methods.split(","),
+            shots=shots_of(shots) if shots else None,
+            draws=draws,
+            regime=regime,
+            minutes=minutes,
+            seed=seed,
+            settings=method_settings(settings),
+            out=free_folder(out, "medtame-out", resume=resume),
+            resume=resume,
+            watch=report,
+            command=command(),
+        )
+    tell(result, as_json)
+
+
+@app.command(epilog="Example:  medtame adapt labels.csv --task classification --method clap --out run")
+def adapt(
+    data: DataPath,
+    method: Annotated[str, typer.Option("--method", help="See `medtame methods`.")],
+    task: TaskName = "classification",
+    encoder: EncoderName = "bundled",
+    split: Annotated[str, typer.Option("--split", help="train, or all rows.")] = "train",
+    prompts: Prompts = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new or empty folder. Default: medtame-run in this folder.")] = None,
+    columns: Columns = "",
+    root: Root = None,
+    settings: Settings = None,
+    seed: Seed = 0,
+    allow_leakage: Leakage = False,
+    as_json: Json = False,
+) -> None:
+    """One method, fitted and saved as a run."""
+    from medtame import terminal, verbs
+
+    opened = loaded(data, task, columns, root, settings, prompts, allow_leakage=allow_leakage)
+    chosen = (method_settings(settings) or {}).get("", {})
+    with terminal.progress(quiet=as_json) as report:
+        record = verbs.adapt(
+            opened,
+            encoder,
+            method,
+            chosen,
+            rows=split,
+            out=free_folder(out, "medtame-run", resume=False),
+            seed=seed,
+            watch=report,
+            command=command(),
+        )
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        terminal.show(f"{method} is fitted: {record['run']}", *([terminal.metrics(record["metrics"])] if record["metrics"] else []))
+
+
+@app.command(
+    epilog="Examples:  medtame predict run scan.dcm   |   medtame predict run images/ --out seen   |   medtame predict run FIXED MOVING"
+)
+def predict(
+    run: RunPath,
+    images: Annotated[list[Path], typer.Argument(help="Image files, a folder, or a manifest; for registration FIXED MOVING.")],
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "--question", help="Words that are asked: a gallery, prompts, a question.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for predictions.csv and masks. Default: the table on standard output.")
+    ] = None,
+    columns: Columns = "",
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Predictions for images: a CSV table; masks as PNG or NIfTI in the geometry of their source. Research use only."""
+    from medtame import terminal, verbs
+
+    said, written = verbs.predict(run, images, text, out, columns=mapped(columns), root=root)
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "table": said.table, "files": written, "use": "research use only: not for clinical decisions"}))
+    elif out is None:
+        said.to_csv(sys.stdout)
+        terminal.complain("research use only: not for clinical decisions")
+    else:
+        terminal.show(f"{len(said.table)} rows: {written[0]} (research use only: not for clinical decisions)")
+
+
+@app.command(epilog="Example:  medtame evaluate run labels.csv --split test")
+def evaluate(
+    run: RunPath,
+    data: DataPath,
+    split: Annotated[str, typer.Option("--split", help="test, all, or another word of the column split.")] = "test",
+    columns: Columns = "",
+    root: Root = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Metrics of a run with 95 % intervals over patients."""
+    from medtame import terminal, verbs
+
+    record = verbs.evaluate(run, data, split, columns=mapped(columns), root=root, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(record))
+    else:
+        terminal.show(terminal.metrics(record["metrics"]))
+
+
+@app.command(epilog="Examples:  medtame methods   |   medtame methods clap   |   medtame methods --matrix")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its settings.")] = None,
+    matrix: Annotated[bool, typer.Option("--matrix", help="Strategies by tasks, from the code.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The shelf of methods."""
+    from medtame import shelves, terminal
+
+    if matrix:
+        record: Any = shelves.matrix()
+        shown = terminal.listing(("strategy", *record["tasks"]), [(row["strategy"], *map(str, row["cells"])) for row in record["rows"]])
+    elif name:
+        record = shelves.method(name)
+        shown = terminal.listing(("", ""), [(key, shelves.plain(value)) for key, value in record.items()])
+    else:
+        record = shelves.methods()
+        keys = ("name", "strategy", "learning", "trains", "tasks")
+        shown = terminal.listing(keys, [tuple(shelves.plain(row[key]) for key in keys) for row in record])
+    typer.echo(json.dumps(record)) if as_json else terminal.show(shown)
+
+
+@app.command(epilog="Example:  medtame tasks")
+def tasks(as_json: Json = False) -> None:
+    """The shelf of tasks."""
+    from medtame import shelves, terminal
+
+    record = shelves.tasks()
+    keys = ("name", "columns", "references", "methods", "settings")
+    typer.echo(json.dumps(record)) if as_json else terminal.show(
+        terminal.listing(keys, [tuple(shelves.plain(row[key]) for key in keys) for row in record])
+    )
+
+
+def loaded(
+    data: Path, task: str, columns: str, root: Path | None, settings: Sequence[str] | None, prompts: Path | None, *, allow_leakage: bool
+) -> Data:
+    """The data with the task's settings from the command line."""
+    from medtame.config import prompts_of
+    from medtame.run import load
+
+    chosen: dict[str, Any] = {name.removeprefix("task."): value for name, value in pairs(settings) if name.startswith("task.")}
+    if prompts is not None:
+        chosen["prompts"] = prompts_of(prompts)
+    return load(data, task, columns=mapped(columns), root=root, settings=chosen, allow_leakage=allow_leakage)
+
+
+def method_settings(settings: Sequence[str] | None) -> dict[str, dict[str, str]]:
+    """`--set clap.steps=5` is for clap; `--set steps=5` for the one method (under the name "")."""
+    found: dict[str, dict[str, str]] = {}
+    for name, value in pairs(settings):
+        owner, _, setting = name.rpartition(".")
+        if owner != "task":
+            found.setdefault(owner, {})[setting] = value
+    return found
+
+
+def pairs(settings: Sequence[str] | None) -> list[tuple[str, str]]:
+    """name=value, one each."""
+    for text in settings or ():
+        if "=" not in text:
+            raise SettingsError(f"--set takes name=value, not {text!r}")
+    return [(text.partition("=")[0].strip(), text.partition("=")[2].strip()) for text in settings or ()]
+
+
+def mapped(columns: str) -> dict[str, str]:
+    """standard=yours, by commas."""
+    parts = [part for part in columns.split(",") if part.strip()]
+    if any("=" not in part for part in parts):
+        raise SettingsError(f"--columns takes standard=yours by commas, such as text=caption, not {columns!r}")
+    return {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in parts}
+
+
+def free_folder(out: Path | None, name: str, *, resume: bool) -> Path:
+    """The folder asked for, or the first free one of name, name-2, name-3 …"""
+    if out is not None or resume:
+        return (out or Path(name)).absolute()
+    numbered = (Path(name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
+    return next(path for path in numbered if not path.exists()).absolute()
+
+
+def tell(result: Any, as_json: bool) -> None:
+    from medtame import terminal
+
+    if as_json:
+        typer.echo(json.dumps(result.json()))
+        return
+    record = result.json()
+    parts = [terminal.comparison(record)]
+    if record["controls"]:
+        parts.append(terminal.controls(record))
+    notes = [f"note: {note}" for note in record["details"]["warnings"]]
+    notes += [f"not run: {row['method']}, about {row['minutes']:.0f} minutes" for row in record["not_run"]]
+    best = f"best (*): {record['best']}, {record['details']['protocol']['how_best_was_chosen']}"
+    terminal.show(
+        *parts, *notes, best, f"run: {record['run']}", f"report: {record['report']}", "research use only: not for clinical decisions"
+    )
+
+
+def command() -> str:
+    """How to repeat it."""
+    return shlex.join(["medtame", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Every user's error is one line and exit code 2; Ctrl-C is 130."""
+    from medtame import terminal
+
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        terminal.complain("stopped; finished cells are kept: go on with --resume")
+        sys.exit(130)
+    except KeyboardInterrupt:
+        terminal.complain("stopped; finished cells are kept: go on with --resume")
+        sys.exit(130)
+    except click.ClickException as error:
+        terminal.complain(f"{error.format_message()} See: medtame --help")
+        sys.exit(2)
+    except MedtameError as error:
+        terminal.complain(str(error))
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
+            raise
+        terminal.complain(
+            f"cannot write {error.filename or 'a file'} ({error.strerror}): free the disk or give another folder with --out; then --resume"
+        )
+        sys.exit(2)

@@ -1,0 +1,316 @@
+"""Compare: which adaptation works on these images. Cells, intervals, the best method, controls, a run, a report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medtame import catalogue
+from medtame.compare import budget, choice, controls, seen, table
+from medtame.compare.grid import Grid, Outcome, Shots, parts_of, settle_folder
+from medtame.data.splits import folds
+from medtame.errors import PairError, SettingsError
+from medtame.metrics import LOWER_IS_BETTER
+from medtame.metrics.intervals import resampled_groups
+from medtame.report import html, record
+from medtame.run import RESAMPLES, Data, Run, adapt, encoder, identity, meet, unmet
+from medtame.strategies.base import Method
+from medtame.tasks.base import Task
+from medtame.types import Encoder
+
+FOLDS = 5
+SAFE = ("clap", "linear_probe", "ridge_probe")  # what is named where nothing can be chosen by data
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found: the record (JSON), and the best method fitted on all training rows."""
+
+    record: dict[str, Any]
+    run: Run
+
+    @property
+    def best(self) -> str:
+        return str(self.record["best"])
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.record["rows"]
+        return rows
+
+    def json(self) -> dict[str, Any]:
+        return self.record
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked for, settled."""
+
+    shots: tuple[Shots, ...]
+    draws: int
+    regime: str
+    minutes: float | None
+    seed: int
+    settings: dict[str, dict[str, Any]]
+    methods: tuple[str, ...]
+    references: tuple[str, ...]
+
+
+def compare(
+    data: Data,
+    encoders: str | Encoder | Sequence[str | Encoder] = "bundled",
+    *,
+    methods: str | Sequence[str] = "fast",
+    shots: Sequence[Shots] | None = None,
+    draws: int = 20,
+    regime: str = "standard",
+    minutes: float = 10,
+    seed: int = 0,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    out: str | Path = "medtame-out",
+    resume: bool = False,
+    watch: Progress = lambda what, done, of: None,
+    command: str = "medtame.compare(...)",
+) -> Comparison:
+    """Every method on the same supports of the training rows, measured on the test rows with intervals over draws and patients.
+
+    Args:
+        methods: "fast" (all that fit `minutes`, measured), "all", a strategy, or names. The task's references are always run.
+        shots: supports of K rows a stratum, or "all" training rows. Default: the task's.
+        settings: method -> setting -> value.
+        out: a new or empty folder, or one to `resume`. A finished cell of the grid is a file there and is kept when killed.
+        watch: called with (what, done, of).
+    """
+    started, folder = time.perf_counter(), Path(out)
+    several = encoders if isinstance(encoders, (list, tuple)) else [encoders]
+    opened = [encoder(one) if isinstance(one, str) else one for one in several]
+    asked = settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {})
+    settle_folder(folder, question(data, opened, asked), resume=resume)
+    grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec)) for one in opened]
+    plans, found = zip(*(run_cells(grid, asked, watch) for grid in grids), strict=True)
+    metric = next(iter(next(iter(found[0].values()))[0].statistics))
+    choices = [chosen(grid, plan, metric, asked, watch) for grid, plan in zip(grids, plans, strict=True)]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    place = max(range(len(grids)), key=lambda k: sign * choices[k].scores.get(choices[k].method, -sign * np.inf))
+    grid, best = grids[place], choices[place]
+    resampling = table.Resampling(resampled_groups(grid.test_groups(), RESAMPLES, seed), seed)
+    rows = [row for one, outcomes in zip(grids, found, strict=True) for row in rows_of(one, outcomes, asked, resampling, metric)]
+    arms = tested(grid, best.method, found[place], asked, resampling, metric, watch)
+    run = final(data, grid, best.method, folder / "run")
+    warnings = said(data, grid, found[place], run)
+    details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, time.perf_counter() - started)
+    made = {
+        "schema": 1,
+        "task": catalogue.name_of(data.task),
+        "data": counted(data, grid),
+        "rows": rows,
+        "not_run": [{"method": name, "minutes": left} for plan in plans for name, left in plan.not_run.items()],
+        "best": best.method,
+        "controls": arms,
+        "run": str((folder / "run").absolute()),
+        "report": str((folder / "report.html").absolute()),
+        "details": details,
+    }
+    return Comparison(written(made, run, folder), run)
+
+
+def settled(
+    data: Data,
+    encoder: Encoder,
+    methods: str | Sequence[str],
+    shots: Sequence[Shots] | None,
+    draws: int,
+    regime: str,
+    minutes: float,
+    seed: int,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> Asked:
+    """Names and numbers checked before anything is run."""
+    references = tuple(name for name in data.task.references if serves(data.task, built(name, settings), encoder))
+    if methods in ("fast", "all"):
+        names: Sequence[str] = [name for name in catalogue.names(catalogue.METHODS) if serves(data.task, built(name, settings), encoder)]
+    elif isinstance(methods, str) or (
+        len(methods) == 1 and methods[0] in {catalogue.strategy_of(n) for n in catalogue.names(catalogue.METHODS)}
+    ):
+        strategy = methods if isinstance(methods, str) else methods[0]
+        names = [
+            n
+            for n in catalogue.names(catalogue.METHODS)
+            if catalogue.strategy_of(n) == strategy and serves(data.task, built(n, settings), encoder)
+        ]
+        names = names or [strategy]
+    else:
+        names = methods
+    for name in names:
+        meet(data.task, built(name, settings), encoder)
+    for name in settings:
+        catalogue.settings_class(catalogue.METHODS, name)
+    wanted = tuple(shots) if shots is not None else data.task.shots
+    if not wanted or draws < 1 or minutes <= 0:
+        raise SettingsError(f"shots, draws and minutes must be above zero (got {wanted!r}, {draws}, {minutes})")
+    limit = float(minutes) if methods == "fast" else None
+    chosen = {name: dict(values) for name, values in settings.items()}
+    return Asked(wanted, draws, regime, limit, seed, chosen, tuple(names), references)
+
+
+def built(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:
+    made: Method = catalogue.build(catalogue.METHODS, name, settings.get(name))
+    return made
+
+
+def serves(task: Task, method: Method, encoder: Encoder) -> bool:
+    try:
+        meet(task, method, encoder)
+    except PairError:
+        return False
+    return not unmet(task, method)
+
+
+def question(data: Data, encoders: Sequence[Encoder], asked: Asked) -> dict[str, Any]:
+    """What cells depend on: a folder is gone on with only where all of it is the same."""
+    columns = json.dumps({name: [str(value) for value in data.samples.column(name)] for name in sorted(data.samples.columns)})
+    return {
+        "task": catalogue.name_of(data.task),
+        "task_settings": json.loads(json.dumps(catalogue.settings_of(data.task))),
+        "rows": hashlib.sha256(columns.encode()).hexdigest(),
+        "encoders": [identity(one) for one in encoders],
+        "regime": asked.regime,
+        "seed": asked.seed,
+        "settings": json.loads(json.dumps(asked.settings)),
+    }
+
+
+def grid_of(data: Data, encoder: Encoder, asked: Asked, folder: Path) -> Grid:
+    """The grid of one encoder."""
+
+    def parts(train: Any) -> Sequence[tuple[Any, Any]]:
+        return folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed).parts
+
+    return Grid(data, parts_of(data, parts), encoder, asked.seed, asked.regime, asked.settings, folder)
+
+
+def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, dict[tuple[str, Shots], list[Outcome]]]:
+    """All cells, after the plan that the minutes allow; an interrupted call keeps what is finished."""
+    every = list(dict.fromkeys([*asked.references, *asked.methods]))
+    timed = iter(range(len(every)))
+    others = [name for name in asked.methods if name not in asked.references]
+    plan = budget.planned(
+        grid,
+        others,
+        asked.references,
+        asked.shots,
+        asked.draws,
+        asked.minutes,
+        FOLDS,
+        time.perf_counter,
+        lambda method: watch(f"encoding, and one fit of {method}", next(timed), len(every)),
+    )
+    cells = [cell for name in every if name in plan.draws for cell in budget.cells_of(name, asked.shots, plan.draws[name])]
+    found: dict[tuple[str, Shots], list[Outcome]] = {}
+    for done, cell in enumerate(cells):
+        watch(f"{cell.method}, {cell.shots} shots", done, len(cells))
+        found.setdefault((cell.method, cell.shots), []).append(grid.run(cell, time.perf_counter))
+    watch("cells are done", len(cells), len(cells))
+    return plan, found
+
+
+def chosen(grid: Grid, plan: budget.Plan, metric: str, asked: Asked, watch: Progress) -> choice.Choice:
+    """The best of the methods that were run; baselines, which use no encoder, are not named best."""
+    names = [name for name in plan.draws if catalogue.strategy_of(name) != "none"]
+    safe = next((name for name in SAFE if name in names), names[0] if names else next(iter(plan.draws)))
+    return choice.chosen(
+        grid,
+        names,
+        metric,
+        asked.shots,
+        FOLDS,
+        safe,
+        lambda method: watch(f"cross-validation of {method}", names.index(method), len(names)),
+    )
+
+
+def rows_of(
+    grid: Grid, found: Mapping[tuple[str, Shots], Sequence[Outcome]], asked: Asked, resampling: table.Resampling, metric: str
+) -> list[dict[str, Any]]:
+    methods = {name: grid.method(name) for name, _ in found}
+    fixed = {"encoder": grid.encoder.spec, "regime": asked.regime}
+    return table.rows_of(found, methods, resampling, metric, grid.data.task.start, grid.data.task.plain, fixed)
+
+
+def tested(
+    grid: Grid,
+    method: str,
+    found: Mapping[tuple[str, Shots], Sequence[Outcome]],
+    asked: Asked,
+    resampling: table.Resampling,
+    metric: str,
+    watch: Progress,
+) -> list[dict[str, Any]]:
+    """Controls at the most shots: a few draws where a fit is quick, else one."""
+    shots = asked.shots[-1]
+    quick = float(np.mean([outcome.cost["fit_seconds"] for outcome in found[method, shots]])) < 2
+    draws = min(len(found[method, shots]), 5 if quick else 1)
+    return controls.controlled(grid, method, shots, draws, resampling, metric, lambda arm: watch(f"control {arm}", 0, 1))
+
+
+def final(data: Data, grid: Grid, method: str, folder: Path) -> Run:
+    """The best method fitted on every training row and saved."""
+    run = adapt(data, grid.encoder, method=grid.method(method), seed=grid.seed)
+    run.save(folder)
+    return run
+
+
+def said(data: Data, grid: Grid, found: Mapping[tuple[str, Shots], Sequence[Outcome]], run: Run) -> list[str]:
+    """What a reader must know before the numbers, each sentence once."""
+    notes = [*data.samples.notes, data.split.how, *data.split.warnings]
+    if data.split.test is None:
+        notes.append(f"There is no test part: each row is measured in one of {len(grid.parts)} folds by group.")
+    notes += [note for outcomes in found.values() for outcome in outcomes for note in outcome.notes]
+    query = run.query(data.train.take(np.arange(min(len(data.train), 200))))
+    if query.words is not None and query.candidates is None and len(set(query.words)) == 1:
+        notes.append("The prompt is the same for every row, so text cannot help here.")
+    if len(set(data.samples.groups.tolist())) < len(data.samples) and "patient" not in data.samples:
+        notes.append("There is no column patient; rows of one group stay together.")
+    return list(dict.fromkeys(notes))
+
+
+def counted(data: Data, grid: Grid) -> dict[str, Any]:
+    labels = [label for label in data.task.strata(data.samples).tolist() if label is not None]
+    return {
+        "n": len(data.samples),
+        "classes": {label: labels.count(label) for label in sorted(set(labels))},
+        "groups": len(set(data.samples.groups.tolist())),
+        "split": {"train": len(data.split.train), "test": sum(len(part.test) for part in grid.parts)},
+    }
+
+
+def written(made: dict[str, Any], run: Run, folder: Path) -> dict[str, Any]:
+    """result.json, report.html and the card of the run."""
+    checked = record.checked(finite(made))
+    record.write_json(checked, folder / "result.json")
+    html.write(checked, folder / "report.html")
+    plain: dict[str, Any] = checked.model_dump(mode="json", by_alias=True)
+    seen.card(run, plain, folder / "run")
+    return plain
+
+
+def finite(value: Any) -> Any:
+    """Plain values with what is not a finite number as None: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def slug(spec: str) -> str:
+    """A folder name from an encoder's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in spec)

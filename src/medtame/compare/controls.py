@@ -1,0 +1,92 @@
+"""The controls for the best method: refit with other words, and changed at predict only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medtame.compare.grid import Cell, Grid, Outcome, Shots
+from medtame.compare.table import Resampling
+from medtame.metrics.statistic import Statistic, joined
+from medtame.run import Run, answer, fitted
+from medtame.trust.controls import ARMS, Arm, applicable, reworded, reworded_problem, verdict, with_images
+from medtame.types import Samples
+
+
+def controlled(
+    grid: Grid, method: str, shots: Shots, draws: int, resampling: Resampling, metric: str, watch: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """A row an arm: the metric as given, as changed, and the paired difference (given - changed) with its verdict."""
+    reads_words = grid.method(method).reads_words
+    found: dict[str, list[Mapping[str, Statistic]]] = {}
+    for number in range(draws):
+        for name, statistics in one_draw(grid, Cell(method, shots, number), reads_words, watch).items():
+            found.setdefault(name, []).append(statistics)
+    given = outcomes(found.pop("given"))
+    rows = [row("as given", "", resampling, metric, given, given, "")]
+    for arm in ARMS:
+        if arm.name in found:
+            changed = outcomes(found[arm.name])
+            said = verdict(arm, reads_words, resampling.gain(given, changed, metric))
+            rows.append(row(arm.name, arm.when, resampling, metric, given, changed, said))
+    if not reads_words:
+        rows.append({**rows[0], "arm": "words", "verdict": "the method reads no words: text cannot help it"})
+    return rows
+
+
+def one_draw(grid: Grid, cell: Cell, reads_words: bool, watch: Callable[[str], None]) -> dict[str, Mapping[str, Statistic]]:
+    """Arm -> statistics of one draw, over all parts."""
+    found: dict[str, list[Mapping[str, Statistic]]] = {}
+    for part in grid.parts:
+        support, _ = grid.support(part, cell.shots, cell.draw)
+        test = grid.data.samples.take(part.test)
+        run = fitted(support, grid.data.task, grid.method(cell.method), grid.encoder, seed=grid.seed + cell.draw)
+        found.setdefault("given", []).append(run.measure(test))
+        query = run.query(test)
+        for arm in ARMS:
+            if applicable(arm, query, grid.encoder) and (arm.changes == "image" or reads_words):
+                watch(arm.name)
+                found.setdefault(arm.name, []).append(measured(grid, cell, run, support, test, arm))
+    return {name: {key: joined([one[key] for one in parts]) for key in parts[0]} for name, parts in found.items()}
+
+
+def measured(grid: Grid, cell: Cell, run: Run, support: Samples, test: Samples, arm: Arm) -> Mapping[str, Statistic]:
+    """The statistics of one arm."""
+    if arm.changes == "image":
+        looked = with_images(test, arm.name, ("image",), grid.seed)
+        return run.frame.measure(run.predict(looked), test)
+    if arm.when == "refit":
+        run = fitted(
+            support,
+            grid.data.task,
+            run.method,
+            grid.encoder,
+            seed=grid.seed + cell.draw,
+            change=lambda problem: reworded_problem(problem, arm.name),
+        )
+    query = reworded(run.query(test), arm.name)
+    return run.frame.measure(run.frame.read(query, answer(run.adapted, query, run.method.scope)), test)
+
+
+def outcomes(found: Sequence[Mapping[str, Statistic]]) -> list[Outcome]:
+    return [Outcome(dict(statistics), {}) for statistics in found]
+
+
+def row(
+    arm: str, when: str, resampling: Resampling, metric: str, given: Sequence[Outcome], changed: Sequence[Outcome], said: str
+) -> dict[str, Any]:
+    value, gap = resampling.two_way(changed, metric).interval, resampling.gain(given, changed, metric)
+    return {
+        "arm": arm,
+        "when": when,
+        "metric": metric,
+        "mean": value.value,
+        "low": value.low,
+        "high": value.high,
+        "difference": gap.value if arm != "as given" else 0.0,
+        "difference_low": gap.low if np.isfinite(gap.low) else gap.value,
+        "difference_high": gap.high if np.isfinite(gap.high) else gap.value,
+        "verdict": said,
+    }

@@ -1,0 +1,157 @@
+"""The grid of cells: every method on the same supports. A finished cell is a file, so a killed run loses none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medtame import catalogue, state
+from medtame.data.draws import draw
+from medtame.data.samples import ManifestSamples
+from medtame.errors import RunError
+from medtame.metrics.statistic import Statistic, from_arrays, joined, to_arrays
+from medtame.run import Data, fitted
+from medtame.strategies.base import Method
+from medtame.types import Array, Encoder, Rows, Samples
+
+Shots = int | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One (training, test) pair of row numbers; a data set without a test part has a few of them, its folds."""
+
+    train: Array
+    test: Array
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one support (or, in folds, one of each fold)."""
+
+    method: str
+    shots: Shots
+    draw: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.shots}-{self.draw}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell found: metrics that can be resampled, and what it cost."""
+
+    statistics: dict[str, Statistic]
+    cost: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        return self.cost["seconds"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that a cell depends on besides its own name: data, parts, encoder, seed, regime."""
+
+    data: Data
+    parts: tuple[Part, ...]
+    encoder: Encoder
+    seed: int
+    regime: str
+    settings: dict[str, dict[str, Any]]
+    folder: Path
+
+    def method(self, name: str) -> Method:
+        made: Method = catalogue.build(catalogue.METHODS, name, self.settings.get(name))
+        return made
+
+    def support(self, part: Part, shots: Shots, number: int) -> tuple[ManifestSamples, list[str]]:
+        """The rows that every method learns from in this draw."""
+        train = self.data.samples.take(part.train)
+        drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        return train.take(drawn.rows), drawn.notes
+
+    def run(self, cell: Cell, clock: Callable[[], float]) -> Outcome:
+        """Fit and measure one cell, or read it from its file. Test rows reach only `measure`."""
+        kept = self.kept(cell)
+        if kept is not None:
+            return kept
+        started, found, costs, notes = clock(), [], [], []
+        for part in self.parts:
+            support, said = self.support(part, cell.shots, cell.draw)
+            run = fitted(support, self.data.task, self.method(cell.method), self.encoder, seed=self.seed + cell.draw)
+            found.append(run.measure(self.data.samples.take(part.test)))
+            costs.append(run.about["cost"])
+            notes += said
+        statistics = {name: joined([statistics[name] for statistics in found]) for name in found[0]}
+        cost = {
+            "seconds": clock() - started,
+            "fit_seconds": float(np.mean([cost["fit_seconds"] for cost in costs])),
+            "trainable_parameters": float(max(cost["trainable_parameters"] for cost in costs)),
+            "peak_megabytes": float(max(cost["peak_megabytes"] for cost in costs)),
+        }
+        outcome = Outcome(statistics, cost, tuple(dict.fromkeys(notes)))
+        self.keep(cell, outcome)
+        return outcome
+
+    def keep(self, cell: Cell, outcome: Outcome) -> None:
+        config, arrays = to_arrays(outcome.statistics)
+        about = json.dumps({"statistics": config, "cost": outcome.cost, "notes": outcome.notes})
+        named = {**arrays, "about": np.frombuffer(about.encode(), dtype=np.uint8)}
+
+        def write(path: str) -> None:
+            with Path(path).open("wb") as file:
+                np.savez_compressed(file, **named)
+
+        state.write_whole(self.folder / f"{cell.name}.npz", write)
+
+    def kept(self, cell: Cell) -> Outcome | None:
+        """A finished cell; a file that cannot be read is made again."""
+        path = self.folder / f"{cell.name}.npz"
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            about = json.loads(arrays.pop("about").tobytes())
+            return Outcome(from_arrays(about["statistics"], arrays), about["cost"], tuple(about["notes"]))
+        except (ValueError, KeyError, OSError, EOFError):
+            path.unlink()
+            return None
+
+    def test_groups(self) -> Array:
+        """(N,) the patient of each measured row, in the order of the statistics."""
+        return np.concatenate([self.data.samples.groups[part.test] for part in self.parts])
+
+
+def parts_of(data: Data, folds: Callable[[Samples], Sequence[tuple[Rows, Rows]]]) -> tuple[Part, ...]:
+    """The given training and test rows, or folds of the training rows where no row is for the test."""
+    if data.split.test is not None:
+        return (Part(data.split.train, data.split.test),)
+    train = data.split.train
+    return tuple(Part(train[np.asarray(inside)], train[np.asarray(outside)]) for inside, outside in folds(data.train))
+
+
+def settle_folder(folder: Path, question: dict[str, Any], *, resume: bool) -> None:
+    """`folder` is new or empty, or holds the same question and is to be gone on with."""
+    known = folder / "question.json"
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            if not resume:
+                raise RunError(f"{folder} is not empty: give a new folder, or --resume to go on with what is there")
+            if not known.is_file():
+                raise RunError(f"{folder} holds no comparison to go on with: give a new folder")
+            before = json.loads(known.read_text(encoding="utf-8"))
+            changed = [key for key in question if before.get(key) != question[key]]
+            if changed:
+                raise RunError(f"{folder} was begun with another {changed[0]}, so its cells do not count here: give a new folder")
+        state.write_text(known, json.dumps(question, indent=1))
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise RunError(f"cannot write to {folder} ({error.strerror}): give another folder with --out") from None

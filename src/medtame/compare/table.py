@@ -1,0 +1,81 @@
+"""From outcomes to the rows of a table: two-way intervals, paired gains, harm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medtame import catalogue
+from medtame.compare.grid import Outcome, Shots
+from medtame.metrics import LOWER_IS_BETTER
+from medtame.metrics.intervals import Interval, TwoWay, difference, harm_rate, resampled_draws, two_way
+from medtame.strategies.base import Method
+from medtame.types import Array
+
+Outcomes = Mapping[tuple[str, Shots], Sequence[Outcome]]  # of a method at a number of shots: one a draw, in order
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """The same resamples of patients and of draws for every method, so that differences are paired."""
+
+    rows: Array  # (B, N) how often each measured row counts: patients are resampled whole
+    seed: int
+
+    def two_way(self, outcomes: Sequence[Outcome], metric: str) -> TwoWay:
+        """A metric over draws and patients, each resampled on its own."""
+        draws = resampled_draws(len(outcomes), len(self.rows), self.seed)
+        return two_way([outcome.statistics[metric] for outcome in outcomes], self.rows, draws)
+
+    def gain(self, outcomes: Sequence[Outcome], reference: Sequence[Outcome], metric: str) -> Interval:
+        """How much better than the reference, on the draws that both have: positive is better, also where lower is better."""
+        both = min(len(outcomes), len(reference))
+        sides = self.two_way(outcomes[:both], metric), self.two_way(reference[:both], metric)
+        return difference(*(sides[::-1] if metric in LOWER_IS_BETTER else sides))
+
+
+def rows_of(
+    outcomes: Outcomes, methods: Mapping[str, Method], resampling: Resampling, metric: str, start: str, plain: str, fixed: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """A row a method and number of shots. `start` and `plain` name the references of the two gains; `fixed` is told in every row."""
+    rows = []
+    for (name, shots), found in outcomes.items():
+        value = resampling.two_way(found, metric).interval
+        gain = resampling.gain(found, outcomes[start, shots], metric) if start in methods else None
+        over_probe = resampling.gain(found, outcomes[plain, shots], metric) if plain in methods else None
+        rows.append(
+            {
+                "method": name,
+                "strategy": catalogue.strategy_of(name),
+                "learning": methods[name].learning,
+                "shots": shots,
+                "draws": len(found),
+                "metric": metric,
+                "mean": value.value,
+                "low": value.low,
+                "high": value.high,
+                **named("gain", gain),
+                **named("gain_over_probe", over_probe),
+                "harm_rate": harm(found, outcomes[start, shots], metric) if start in methods else None,
+                "fit_seconds": float(np.mean([outcome.cost["fit_seconds"] for outcome in found])),
+                "trainable_parameters": int(max(outcome.cost["trainable_parameters"] for outcome in found)),
+                **fixed,
+            }
+        )
+    return rows
+
+
+def named(name: str, interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def harm(outcomes: Sequence[Outcome], reference: Sequence[Outcome], metric: str) -> float:
+    """Share of draws in which the method does worse than the reference."""
+    both = min(len(outcomes), len(reference))
+    values = [[outcome.statistics[metric].value() for outcome in side[:both]] for side in (outcomes, reference)]
+    return float(harm_rate(*(values[::-1] if metric in LOWER_IS_BETTER else values)))

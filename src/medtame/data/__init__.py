@@ -1,0 +1,1 @@
+"""Manifests, images, splits, draws and the phantom."""

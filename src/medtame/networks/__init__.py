@@ -1,0 +1,1 @@
+"""Torch blocks, without any knowledge of tasks and methods."""

@@ -1,0 +1,73 @@
+"""Maps of a frozen encoder, pixels and a text vector to masks: an upsampling decoder that a sentence modulates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, normalize
+
+
+class Film(nn.Module):
+    """Each channel of (N, C, H, W), normalised, times (1 + gain) plus shift, both linear in a text vector (N, T).
+
+    Perez et al. 2018, arxiv:1709.07871. Group norm, so that a row does not depend on its batch.
+    """
+
+    def __init__(self, text: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, channels, affine=False)
+        self.change = nn.Linear(text, 2 * channels)
+
+    def forward(self, maps: Tensor, text: Tensor) -> Tensor:
+        gain, shift = self.change(text)[:, :, None, None].chunk(2, 1)
+        changed: Tensor = self.norm(maps) * (1 + gain) + shift
+        return changed
+
+
+class FilmDecoder(nn.Module):
+    """Text-modulated decoder (after CLIPSeg, arxiv:2112.10003), with a small stem that sees the pixels.
+
+    `features`: channels of each scale of the encoder's grid; `text`: length of the text vector; `maps`: K.
+    Two channels hold the position (x and y in -1..1): "left" and "right" are a matter of place.
+    """
+
+    def __init__(self, features: Sequence[int], text: int, maps: int, width: int = 64) -> None:
+        super().__init__()
+        half, quarter = width // 4, width // 2
+        self.projections = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in features])
+        self.stem = nn.ModuleList([nn.Conv2d(3, half, 3, stride=2, padding=1), nn.Conv2d(half, quarter, 3, stride=2, padding=1)])
+        self.films = nn.ModuleList([Film(text, channels) for channels in (width, width, quarter, half)])
+        self.joins = nn.ModuleList(
+            [
+                nn.Conv2d(width + 2, width, 3, padding=1),
+                nn.Conv2d(width + quarter, quarter, 3, padding=1),
+                nn.Conv2d(quarter + half, half, 3, padding=1),
+            ]
+        )
+        self.last = nn.Conv2d(half, maps, 1)
+
+    def forward(self, scales: Sequence[Tensor], pixels: Tensor, text: Tensor) -> Tensor:
+        """Scales (N, F, G, G) as the encoder gives them, pixels (N, 3, H, W) in 0..1, text (N, T): logits (N, K, H, W)."""
+        pictures = [(pixels - 0.5) * 4]
+        for layer in self.stem:
+            pictures.append(torch.relu(layer(pictures[-1])))
+        size = (-(-pixels.shape[2] // 8), -(-pixels.shape[3] // 8))
+        hidden = sum(
+            interpolate(project(normalize(scale, dim=1) * scale.shape[1] ** 0.5), size, mode="bilinear")
+            for project, scale in zip(self.projections, scales, strict=True)
+        )
+        hidden = torch.relu(self.films[0](hidden, text))
+        besides = (places(len(text), size), pictures[2], pictures[1])
+        for join, film, beside in zip(self.joins, self.films[1:], besides, strict=True):
+            hidden = interpolate(hidden, beside.shape[2:], mode="bilinear")
+            hidden = torch.relu(film(join(torch.cat([hidden, beside], 1)), text))
+        return interpolate(self.last(hidden), pixels.shape[2:], mode="bilinear")
+
+
+def places(n: int, size: tuple[int, int]) -> Tensor:
+    """(N, 2, H, W) the x and y of each cell's centre, in -1..1."""
+    y, x = (torch.arange(side) * 2.0 + 1 - side for side in size)
+    grid = torch.stack([(x / size[1])[None].expand(size), (y / size[0])[:, None].expand(size)])
+    return grid.expand(n, -1, -1, -1)

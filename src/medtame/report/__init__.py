@@ -1,0 +1,1 @@
+"""What a person reads: the record, the page, the model card, the plots."""

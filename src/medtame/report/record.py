@@ -1,0 +1,278 @@
+"""The record of a comparison: what `compare` and `demo` write as JSON, checked when it is made. Its keys are a public surface."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from medtame import state
+from medtame.errors import RunError
+
+SCHEMA = 1
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # not allowed in XML, or not UTF-8
+
+
+def printable(value: Any) -> Any:
+    """A text that every page can show: control characters and broken bytes of file names become �."""
+    return UNPRINTABLE.sub("\ufffd", value.replace("\r\n", "\n")) if isinstance(value, str) else value
+
+
+def png(value: str) -> str:
+    try:
+        start = base64.b64decode(value, validate=True)[:8]
+    except binascii.Error:
+        start = b""
+    if start != b"\x89PNG\r\n\x1a\n":
+        raise ValueError("a thumbnail is a PNG file in base64")
+    return value
+
+
+Text: TypeAlias = Annotated[str, BeforeValidator(printable)]
+Thumbnail: TypeAlias = Annotated[str, AfterValidator(png)]
+Shots: TypeAlias = Annotated[int, Field(ge=0)] | Literal["all"]
+Prompts: TypeAlias = dict[Text, list[Text]]
+
+
+class Part(BaseModel):
+    """Frozen, no unknown keys, numbers finite or null."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Part):
+    """`classes`: the names, or rows a class; `groups`: how many patients or cases; `split`: a sentence, or rows a part."""
+
+    n: int
+    classes: list[Text] | dict[Text, int] = Field(default_factory=list)
+    groups: int | None = None
+    split: Text | dict[Text, int] = ""
+
+
+class Row(Part):
+    """One method at one number of shots. Gains are positive where the method is better, also for metrics that are better when low."""
+
+    method: Text
+    strategy: Text
+    learning: Text
+    encoder: Text
+    shots: Shots
+    regime: Text
+    draws: int
+    metric: Text
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    gain_over_probe: float | None = None
+    gain_over_probe_low: float | None = None
+    gain_over_probe_high: float | None = None
+    harm_rate: float | None = Field(default=None, ge=0, le=1)
+    fit_seconds: float | None = None
+    trainable_parameters: int | None = None
+
+
+class NotRun(Part):
+    method: Text
+    minutes: float | None = None
+
+
+class Control(Part):
+    """`difference`: the best method as given minus the changed one; positive where as given is better."""
+
+    arm: Text
+    when: Text = ""
+    metric: Text
+    mean: float | None
+    low: float | None = None
+    high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    verdict: Text = ""
+
+
+class EncoderNote(Part):
+    spec: Text
+    image_identity: Text = ""
+    text_identity: Text = ""
+    notes: Text = ""
+    medical_text: bool = False
+
+
+class Protocol(Part):
+    regime: Text = "standard"
+    draws: int | None = None
+    shots: list[Shots] = Field(default_factory=list)
+    resamples: int | None = None
+    seed: int | None = None
+    metric: Text = ""
+    lower_is_better: bool = False
+    how_best_was_chosen: Text = ""
+    split_sentence: Text = ""
+
+
+class Environment(Part):
+    medtame: Text = ""
+    python: Text = ""
+    torch: Text = ""
+    platform: Text = ""
+    cpu_threads: int | None = None
+
+
+class WorstCase(Part):
+    """`image` as the manifest spells it; the thumbnail is a PNG in base64."""
+
+    image: Text
+    thumbnail: Thumbnail | None = None
+    truth: Text = ""
+    said: Text = ""
+    confidence: float | None = None
+
+
+class Example(Part):
+    image: Text
+    thumbnail: Thumbnail
+    caption: Text = ""
+
+
+class Measured(Part):
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+class Details(Part):
+    """What the page needs beyond the table. `start` and `plain` name the references of the two gains ("": the task has none)."""
+
+    encoder: EncoderNote
+    question: Text = ""
+    simulated: bool = False
+    start: Text = "zero_shot"
+    plain: Text = "linear_probe"
+    references: list[Text] = Field(default_factory=list)
+    baselines: list[Text] = Field(default_factory=list)
+    warnings: list[Text] = Field(default_factory=list)
+    prompts: Prompts = Field(default_factory=dict)
+    protocol: Protocol = Field(default_factory=Protocol)
+    environment: Environment = Field(default_factory=Environment)
+    command: Text = ""
+    seconds: float | None = None
+    controls_note: Text = ""
+    worst_cases: list[WorstCase] = Field(default_factory=list)
+    examples: list[Example] = Field(default_factory=list)
+    metrics: dict[Text, dict[Text, Measured]] = Field(default_factory=dict)
+
+
+class Record(Part):
+    """The JSON of `compare` and `demo`. `run` and `report` are absolute paths."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    task: Text
+    data: Data
+    rows: list[Row]
+    not_run: list[NotRun] = Field(default_factory=list)
+    best: Text | None
+    controls: list[Control] = Field(default_factory=list)
+    run: Text | None = None
+    report: Text | None = None
+    details: Details
+
+
+def checked(values: Mapping[str, Any]) -> Record:
+    """A record from plain values.
+
+    Raises:
+        RunError: a key is missing, unknown or of another kind, or a number is not finite; the line names the place.
+    """
+    try:
+        return Record.model_validate(values)
+    except ValidationError as error:
+        raise RunError(f"this is not a record of a comparison: {first(error)}") from None
+
+
+def first(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: where, what, and what was got."""
+    wrong = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in wrong["loc"]) or "the whole"
+    return f"{place}: {wrong['msg'].replace('Input', 'it').replace('Value error, ', '')} (got {str(wrong['input'])[:60]!r})".replace("\n", " ")
+
+
+def write_json(record: Record, path: Path) -> None:
+    """The record as JSON; the file appears whole or not at all."""
+    write_file(path, json.dumps(record.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Record:
+    """What `write_json` wrote; RunError where it is absent, damaged or of another schema."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}; give the result.json that compare wrote") from None
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON ({str(error).splitlines()[0]}): make it again with compare") from None
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        found = values.get("schema") if isinstance(values, dict) else None
+        raise RunError(f"{path} has schema {found!r}, this medtame reads {SCHEMA}: make it again with compare")
+    return checked(values)
+
+
+def write_file(path: Path, text: str) -> None:
+    """A text file, whole or not at all; RunError where the disk refuses."""
+    try:
+        state.write_text(path, text)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; choose another --out") from None
+
+
+# ---- numbers in words -----------------------------------------------------------------------------------------
+
+
+def decimals(*values: float | None) -> int:
+    """Digits after the point that suit all these numbers: three for shares, fewer for large ones, more for tiny ones."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    if largest >= 0.1 or largest == 0:
+        return 3 if largest < 10 else 2 if largest < 100 else 1
+    return min(2 - math.floor(math.log10(largest)), 8)
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """A number with a true minus sign; a dash where there is none; never a negative zero."""
+    if value is None:
+        return "–"
+    text = f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
+    return text.replace("-", "−")
+
+
+def bracket(low: float | None, high: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """[low, high], or nothing where there is no interval."""
+    return "" if low is None or high is None else f"[{number(low, digits, signed=signed)}, {number(high, digits, signed=signed)}]"
+
+
+def tone(low: float | None, high: float | None) -> Literal["better", "worse", "none", "unknown"]:
+    """What the interval of a difference (positive is better) allows to say."""
+    if low is None or high is None:
+        return "unknown"
+    return "better" if low > 0 else "worse" if high < 0 else "none"
+
+
+def verdict(difference: float | None, low: float | None, high: float | None, digits: int = 3, of: str = "") -> str:
+    """A difference in words. `of`, such as " of the text", follows "no measurable benefit"."""
+    said = tone(low, high)
+    if difference is None or low is None or high is None or said == "unknown":
+        return "not measured with an interval"
+    if said == "better":
+        return f"helps by {number(difference, digits)} {bracket(low, high, digits)}"
+    if said == "worse":
+        return f"harms by {number(-difference, digits)} {bracket(-high, -low, digits)}"
+    return f"no measurable benefit{of} ({number(difference, digits, signed=True)} {bracket(low, high, digits, signed=True)})"

@@ -1,0 +1,277 @@
+"""The one path: samples -> frame -> problem -> fit -> query -> answer -> predictions -> metrics. Read it top to bottom.
+
+Only this file, `compare` and the command line know both shelves.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import medtame
+from medtame import catalogue, state
+from medtame.data import manifest, splits
+from medtame.data.samples import ManifestSamples
+from medtame.encoders import card as encoder_card
+from medtame.encoders import load as load_encoder
+from medtame.errors import DataError, PairError, RunError
+from medtame.features.cached import CachedEncoder
+from medtame.features.store import Store
+from medtame.learning.loop import Step
+from medtame.metrics.intervals import Interval, one_way, resampled_groups
+from medtame.metrics.statistic import Statistic
+from medtame.strategies.base import Learner, Method
+from medtame.tasks.base import Frame, Task
+from medtame.types import Adapted, Answer, Boxes, Encoder, Fitted, Grids, Kind, Predicted, Problem, Query, Samples, Scope, Scores, Texts
+
+SAMPLES_AT_ONCE = 64  # how many samples a row-wise method answers in one go
+RESAMPLES = 1000
+RESEARCH_USE = "research use only: not for clinical decisions"
+Watch = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples with the task that is asked of them; `split` says which rows may be learnt from."""
+
+    samples: ManifestSamples
+    task: Task
+    split: splits.Split
+
+    @property
+    def train(self) -> ManifestSamples:
+        return self.samples.take(self.split.train)
+
+    @property
+    def test(self) -> ManifestSamples | None:
+        return None if self.split.test is None else self.samples.take(self.split.test)
+
+
+def load(
+    path: str | Path,
+    task: str | Task = "classification",
+    *,
+    columns: Mapping[str, str] | None = None,
+    root: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    allow_leakage: bool = False,
+) -> Data:
+    """Read a manifest (CSV, TSV, Parquet, a folder a class) for a task, with its split. Truth is checked here, once."""
+    asked = catalogue.build(catalogue.TASKS, task, settings) if isinstance(task, str) else task
+    samples = manifest.read(path, columns=columns, root=None if root is None else Path(root))
+    samples = asked.usable(samples)
+    split = splits.split(samples, allow_leakage=allow_leakage)
+    return Data(samples, asked.settled(samples.take(split.train)), split)
+
+
+def encoder(spec: str = "bundled", *, watch: Callable[[int, int], None] | None = None) -> CachedEncoder:
+    """An encoder by its name, with the cache on disk around it; weights are read when a feature is missing."""
+    return CachedEncoder(encoder_card(spec), lambda: load_encoder(spec), Store(), watch=watch)
+
+
+def meet(task: Task, method: Method, encoder: Encoder | None = None) -> Kind:
+    """The kind of answer that both speak; a PairError says why not and who would fit."""
+    reason = unmet(task, method)
+    if reason:
+        fitting = [name for name in catalogue.names(catalogue.METHODS) if not unmet(task, catalogue.build(catalogue.METHODS, name))]
+        raise PairError(f"{catalogue.name_of(method)} does not serve {catalogue.name_of(task)}: {reason}. These do: {', '.join(fitting)}.")
+    if encoder is not None and "text" in method.towers and not encoder.text_identity:
+        raise PairError(f"{catalogue.name_of(method)} needs a text side, which the encoder {encoder.spec} does not have: use linear_probe")
+    return next(kind for kind in task.kinds if kind in method.gives)
+
+
+def unmet(task: Task, method: Method) -> str:
+    """Why a method cannot serve a task, or nothing."""
+    if not set(task.kinds) & set(method.gives):
+        return f"the task asks for {' or '.join(task.kinds)} and the method gives {' or '.join(method.gives)}"
+    missing = sorted(method.needs - task.offers)
+    if missing:
+        return f"the method needs {', '.join(missing)} of the task"
+    if "unseen_words" in task.offers and not method.new_words:
+        return "the task asks about words that fit never saw and the method answers its own classes only"
+    return ""
+
+
+def answer(adapted: Adapted, query: Query, scope: Scope) -> Answer:
+    """The answer to all rows: in batches where a row's answer depends on the row alone, else in one call."""
+    if scope != "row" or len(query.samples) <= SAMPLES_AT_ONCE:
+        return adapted.answer(query)
+    parts = [adapted.answer(part) for part in query.batches(SAMPLES_AT_ONCE)]
+    if isinstance(parts[0], Scores):
+        return Scores(torch.cat([part.values for part in parts if isinstance(part, Scores)]))
+    if isinstance(parts[0], Grids):
+        return Grids(torch.cat([part.values for part in parts if isinstance(part, Grids)]))
+    if isinstance(parts[0], Boxes):
+        return Boxes([boxes for part in parts if isinstance(part, Boxes) for boxes in part.values])
+    return Texts([text for part in parts if isinstance(part, Texts) for text in part.values])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fitted method with its task and encoder: what `adapt` gives, `save` writes and `open` reads."""
+
+    task: Task
+    frame: Frame
+    method: Method
+    adapted: Adapted
+    encoder: Encoder
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def query(self, samples: Samples, words: Sequence[str] | None = None) -> Query:
+        """The question about samples. Truth cannot pass: `Task.given` is the only way in."""
+        given, asked = self.task.given(samples)
+        return self.frame.query(given, self.encoder, words if words is not None else asked)
+
+    def answer(self, query: Query) -> Answer:
+        """As a helper of another method: its own encoder, someone else's rows."""
+        return answer(self.adapted, replace(query, encoder=self.encoder), self.method.scope)
+
+    def predict(self, images: Samples | Sequence[str | Path] | str | Path, words: Sequence[str] | None = None) -> Predicted:
+        """Predictions for samples, a manifest, a folder, or a list of image files."""
+        samples = images if isinstance(images, ManifestSamples) else opened_images(images)  # type: ignore[arg-type]
+        query = self.query(samples, words)
+        return self.frame.read(query, answer(self.adapted, query, self.method.scope))
+
+    def measure(self, samples: Samples) -> Mapping[str, Statistic]:
+        return self.frame.measure(self.predict(samples), samples)
+
+    def evaluate(self, samples: Samples, *, seed: int = 0) -> dict[str, Interval]:
+        """Metrics with 95 % intervals over patients."""
+        samples = self.task.usable(samples)
+        counts = resampled_groups(samples.groups, RESAMPLES, seed)
+        return {name: one_way(statistic, counts) for name, statistic in self.measure(samples).items()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the run: config.json, weights.safetensors. The card and the report are written by who made it."""
+        parts = {"task": self.task, "frame": self.frame, "adapted": self.adapted, "encoder": self.encoder}
+        method = {"name": catalogue.name_of(self.method), "settings": catalogue.settings_of(self.method)}
+        about = {**self.about, "medtame": medtame.__version__, "method": method, "encoder": identity(self.encoder), "use": RESEARCH_USE}
+        state.save(parts, Path(folder), about)
+
+
+def identity(encoder: Encoder) -> dict[str, Any]:
+    return {
+        "spec": encoder.spec,
+        "image_identity": encoder.image_identity,
+        "text_identity": encoder.text_identity,
+        "logit_scale": encoder.scale,
+        "logit_bias": encoder.bias,
+    }
+
+
+def open(folder: str | Path, opener: Callable[[str], Encoder] = encoder) -> Run:
+    """Open a run that `adapt`, `compare` or the command line wrote; its encoder must be the one it was fitted with."""
+    parts, about = state.load(Path(folder), (Adapted, Frame, Task), opener)
+    made_with, now = about["encoder"], identity(parts["encoder"])
+    changed = next((key for key in made_with if made_with[key] != now[key]), None)
+    if changed is not None:
+        raise RunError(
+            f"{folder} was fitted with another encoder ({changed} was {made_with[changed]!r}, is {now[changed]!r}): fit it again"
+        )
+    method = catalogue.build(catalogue.METHODS, about["method"]["name"], about["method"]["settings"])
+    return Run(parts["task"], parts["frame"], method, parts["adapted"], parts["encoder"], about)
+
+
+def opened_images(images: Sequence[str | Path] | str | Path) -> ManifestSamples:
+    """Samples from a manifest, a folder (flat, or with sub-folders), or a list of image files."""
+    if isinstance(images, (str, Path)):
+        path = Path(images)
+        if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+            return manifest.read(path)
+        images = sorted(file for file in path.rglob("*") if file.is_file() and manifest.is_image(file)) if path.is_dir() else [path]
+        if not images:
+            raise DataError(f"no image in {path}: give image files, a folder that holds some, or a manifest")
+    absent = [str(image) for image in images if not Path(image).is_file()]
+    if absent:
+        raise DataError(
+            f"there is no file {absent[0]}" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "") + ": correct the path"
+        )
+    return ManifestSamples({"image": [str(Path(image).absolute()) for image in images]}, np.arange(len(images)))
+
+
+def fitted(
+    support: Samples,
+    task: Task,
+    method: Method,
+    encoder: Encoder,
+    *,
+    seed: int = 0,
+    unlabelled: Samples | None = None,
+    helpers: Mapping[str, Fitted] | None = None,
+    resume: Mapping[str, torch.Tensor] | None = None,
+    change: Callable[[Problem], Problem] = lambda problem: problem,
+    watch: Watch = lambda step: None,
+) -> Run:
+    """Fit a method on support rows: the middle of the path, and all that a cell of a grid does. `change` is for controls."""
+    frame = task.frame(support, meet(task, method, encoder))
+    problem = replace(frame.problem(support, encoder, seed), helpers=helpers or {})
+    if unlabelled is not None:
+        given, words = task.given(unlabelled)
+        problem = replace(problem, unlabelled=frame.query(given, encoder, words))
+    problem = change(problem)
+    started, cpu = time.perf_counter(), time.process_time()
+    adapted = method.fit(problem) if not isinstance(method, Learner) else _watched(method.learn(problem, resume), watch)
+    cost = {
+        "fit_seconds": time.perf_counter() - started,
+        "fit_cpu_seconds": time.process_time() - cpu,
+        "peak_megabytes": peak_megabytes(),
+        "trainable_parameters": 0 if method.learning == "none" else learnt_numbers(adapted),
+        "support_rows": len(support),
+        "seed": seed,
+    }
+    return Run(task, frame, method, adapted, encoder, {"cost": cost})
+
+
+def _watched(steps: Any, watch: Watch) -> Adapted:
+    while True:
+        try:
+            watch(next(steps))
+        except StopIteration as done:
+            adapted: Adapted = done.value
+            return adapted
+
+
+def learnt_numbers(adapted: Adapted) -> int:
+    """How many numbers a fitted thing holds that a gradient may have made."""
+    tensors: dict[str, torch.Tensor] = {}
+    state.split(adapted, "adapted", tensors)
+    return sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def adapt(
+    data: Data,
+    encoder: Encoder,
+    *,
+    method: str | Method,
+    settings: Mapping[str, Any] | None = None,
+    rows: str = "train",
+    out: str | Path | None = None,
+    seed: int = 0,
+    watch: Watch = lambda step: None,
+) -> Run:
+    """One method fitted on the training rows (`rows="all"`: every row) and, where `out` is given, saved there."""
+    if rows not in ("train", "all"):
+        raise DataError(f"rows are 'train' or 'all', not {rows!r}")
+    chosen = catalogue.build(catalogue.METHODS, method, settings) if isinstance(method, str) else method
+    support = data.train if rows == "train" else data.samples
+    run = fitted(support, data.task, chosen, encoder, seed=seed, watch=watch)
+    run = replace(
+        run, about={**run.about, "data": {"n": len(support), "groups": len(set(support.groups)), "rows": rows, "split": data.split.how}}
+    )
+    if out is not None:
+        run.save(out)
+    return run

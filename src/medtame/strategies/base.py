@@ -1,0 +1,109 @@
+"""The one contract of a method: fit(problem) gives an Adapted; an Adapted answers queries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medtame.errors import DataError, PairError
+from medtame.learning.loop import Step, finish
+from medtame.types import Adapted, Array, Encoder, Kind, Problem, Query, Scope, Scores
+
+Learning = Literal["none", "pretraining", "fine_tuning", "prompt_learning"]
+REFUSED = -1e4  # the logit of an answer that a row may not take or that was never learnt
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Settings of a method. One such class in strategies/<strategy>/<name>.py is all there is to adding one."""
+
+    learning: ClassVar[Learning] = "none"
+    gives: ClassVar[tuple[Kind, ...]] = ("scores",)
+    needs: ClassVar[frozenset[str]] = frozenset()  # of the task: labels, pair, words, answer_texts …
+    towers: ClassVar[frozenset[str]] = frozenset()  # of the encoder: text, image_modules, text_modules
+    scope: ClassVar[Scope] = "row"  # set: all query rows in one call (transductive)
+    new_words: ClassVar[bool] = False  # scores candidates that fit never saw
+    reads_words: ClassVar[bool] = False  # candidates' wording or a row's words reach the answer
+    starts_at_zero_shot: ClassVar[bool] = False  # with no step made it answers as zero_shot does
+    stores_support: ClassVar[bool] = False  # the run holds features or texts of training rows
+    trains: ClassVar[str] = "nothing"  # what is fitted, in a few words
+    cost: ClassVar[str] = "milliseconds on cached features"
+    papers: ClassVar[tuple[str, ...]] = ()  # arxiv:…, doi:…, or a full reference
+
+    @abstractmethod
+    def fit(self, problem: Problem) -> Adapted: ...
+
+    def fit_together(self, problems: Mapping[str, Problem]) -> Mapping[str, Adapted]:
+        """Several problems on the same images; by default each alone, which is the baseline of multi_task."""
+        return {name: self.fit(problem) for name, problem in problems.items()}
+
+
+@dataclass(frozen=True)
+class Learner(Method):
+    """A method with steps: run.py drives `learn`; `fit` is `learn` to the end."""
+
+    @abstractmethod
+    def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]: ...
+
+    def fit(self, problem: Problem) -> Adapted:
+        return finish(self.learn(problem))
+
+
+@dataclass(frozen=True)
+class Tuned(Adapted):
+    """A changed encoder: the same rows, embedded again, scored by its own cosine. LoRA, prompts, full tuning."""
+
+    @abstractmethod
+    def encoder(self, base: Encoder) -> Encoder: ...
+
+    def answer(self, query: Query) -> Scores:
+        with torch.no_grad():
+            return Scores(zero_shot_logits(query, self.encoder(query.encoder)))
+
+
+def zero_shot_logits(query: Query, encoder: Encoder | None = None) -> Tensor:
+    """(N, C) scale x cosine + bias of rows and candidates, as the checkpoint defines it."""
+    encoder = encoder or query.encoder
+    return masked(cosine_logits(query.vectors(encoder), query.texts(encoder), encoder), query.allowed)
+
+
+def cosine_logits(vectors: Tensor, texts: Tensor, encoder: Encoder) -> Tensor:
+    """(N, C) logits from unit vectors (N, D) and candidates (C, D), or (N, C, D) where a row's words change them."""
+    cosine = vectors @ texts.T if texts.ndim == 2 else torch.einsum("nd,ncd->nc", vectors, texts)
+    return encoder.scale * cosine + encoder.bias
+
+
+def masked(logits: Tensor, allowed: Array | None) -> Tensor:
+    """Logits with the candidates that a row may not take put far below everything else; `allowed` is (N, C)."""
+    return logits if allowed is None else logits.masked_fill(~torch.as_tensor(allowed), REFUSED)
+
+
+def same_candidates(names: tuple[str, ...], query: Query) -> None:
+    """Refuse candidates that fit never saw."""
+    if query.wanted.names != names:
+        new = sorted(set(query.wanted.names) - set(names)) or list(query.wanted.names)
+        asked = f"this run answers only {', '.join(names[:8])}; it was asked about {', '.join(new[:5])}"
+        raise PairError(f"{asked}: fit a method that takes new words, such as zero_shot")
+
+
+def labelled(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Row numbers (n,) with a full label, and their targets (n, C). One class alone is refused."""
+    rows = torch.nonzero(~problem.targets.isnan().any(1))[:, 0]
+    targets = problem.targets[rows]
+    if problem.query.wanted.exclusive and int((targets.sum(0) > 0).sum()) < 2:
+        seen = [name for name, found in zip(problem.query.wanted.names, (targets.sum(0) > 0).tolist(), strict=True) if found]
+        raise DataError(
+            f"all {len(rows)} support rows are of one class ({', '.join(seen) or 'none'}): give at least one row of two classes"
+        )
+    return rows, targets
+
+
+def hard(targets: Tensor) -> Array:
+    """(n,) the likeliest class of targets (n, C)."""
+    return np.asarray(targets.argmax(1))

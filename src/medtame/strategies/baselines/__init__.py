@@ -1,0 +1,1 @@
+"""What uses neither the image nor the text side of the encoder. Stands in every table, fills no cell of the matrix."""

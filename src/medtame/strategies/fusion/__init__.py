@@ -1,0 +1,1 @@
+"""Image and text features meet inside a task network."""

@@ -1,0 +1,1 @@
+"""Image features are projected into a language model that writes or ranks the answer."""

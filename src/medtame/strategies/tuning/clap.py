@@ -1,0 +1,73 @@
+"""CLAP: a probe that starts at the text vectors and is held near them, class by class, as far as they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from medtame.learning.loop import Descent, Step, descend
+from medtame.strategies.base import Learner, cosine_logits, labelled, masked, same_candidates
+from medtame.types import Adapted, Problem, Query, Scores
+
+
+@dataclass(frozen=True)
+class ClapAdapted(Adapted):
+    names: tuple[str, ...]
+    prototypes: Tensor  # (C, D)
+
+    def answer(self, query: Query) -> Scores:
+        same_candidates(self.names, query)
+        logits = cosine_logits(query.vectors(), nn.functional.normalize(self.prototypes, dim=-1), query.encoder)
+        return Scores(masked(logits, query.allowed))
+
+
+def trust(zero_shot: Tensor, targets: Tensor) -> Tensor:
+    """(C,) the mean zero-shot probability of the true class over its support rows; the classes' mean for a missing class."""
+    probability = zero_shot.softmax(1)
+    counts = targets.sum(0)
+    mean = (targets * probability).sum(0) / counts.clamp(min=1)
+    return mean.where(counts > 0, mean[counts > 0].mean())
+
+
+@dataclass(frozen=True)
+class Clap(Learner):
+    """Cross-entropy + mean over classes of trust_k |w_k - t_k|^2 (Silva-Rodriguez et al. 2024).
+
+    Prototypes w start at the text vectors t; both sides are of unit norm in the forward pass; the scale is frozen. The weights
+    of the constraint are the zero-shot probabilities of the true class on the support, computed once before training; a
+    missing class takes their mean and so stays near its text. Whole-support steps: 300, SGD with momentum, cosine decay.
+    """
+
+    learning = "fine_tuning"
+    needs = frozenset({"labels"})
+    towers = frozenset({"text"})
+    reads_words = True
+    starts_at_zero_shot = True
+    trains = "class prototypes in the text's space"
+    cost = "a second on cached features"
+    papers = ("arxiv:2312.12730",)
+    steps: Annotated[int, Field(ge=0)] = 300
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    constraint: Annotated[float, Field(ge=0)] = 1.0
+
+    def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:
+        rows, targets = labelled(problem)
+        query = problem.query.take(rows.numpy())
+        vectors, texts = query.vectors(), query.texts()
+        anchor = texts if texts.ndim == 2 else nn.functional.normalize(texts.mean(0), dim=-1)
+        weights = self.constraint * trust(masked(cosine_logits(vectors, anchor, query.encoder), query.allowed), targets)
+        prototypes = anchor.clone()
+
+        def loss(batch: Tensor) -> Tensor:
+            logits = cosine_logits(vectors[batch], nn.functional.normalize(prototypes, dim=-1), query.encoder)
+            logits = masked(logits, None if query.allowed is None else query.allowed[batch.numpy()])
+            wrong = -(targets[batch] * logits.log_softmax(1)).sum(1).mean()
+            return wrong + (weights * (prototypes - anchor).square().sum(1)).mean()
+
+        how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
+        kept = yield from descend({"prototypes": prototypes}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
+        return ClapAdapted(problem.query.wanted.names, kept["prototypes"])

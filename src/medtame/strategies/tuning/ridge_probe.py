@@ -1,0 +1,72 @@
+"""Ridge regression of the labels in closed form, its penalty by exact leave-one-out where the support allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from medtame.strategies.base import Method, labelled, masked, same_candidates
+from medtame.types import Adapted, Problem, Query, Scores
+
+PENALTIES = torch.logspace(-4, 2, 20, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class RidgeProbeAdapted(Adapted):
+    names: tuple[str, ...]
+    weight: Tensor  # (C, F)
+    bias: Tensor  # (C,)
+    penalty: float
+    chosen_by_data: bool
+
+    def answer(self, query: Query) -> Scores:
+        same_candidates(self.names, query)
+        return Scores(masked(query.features() @ self.weight.T + self.bias, query.allowed))
+
+
+def leave_one_out(features: Tensor, targets: Tensor, penalties: Tensor) -> Tensor:
+    """(P,) mean squared error of each row predicted by a ridge fit without it, features (n, F) and targets (n, C) centred.
+
+    One eigendecomposition of the Gram matrix serves all penalties: the residual of row i without row i is
+    r_i / (1 - h_ii), with h the hat matrix (the constant's 1/n included).
+    """
+    n = len(features)
+    values, vectors = torch.linalg.eigh(features @ features.T)
+    rotated, squared = vectors.T @ targets, vectors.square()
+    shrink = values.clamp(min=0) / (values.clamp(min=0) + penalties[:, None])  # (P, n)
+    fitted = torch.einsum("ij,pj,jc->pic", vectors, shrink, rotated)
+    leverage = shrink @ squared.T + 1 / n
+    residual = (targets - fitted) / (1 - leverage).clamp(min=1e-9)[..., None]
+    return residual.square().mean((1, 2))
+
+
+@dataclass(frozen=True)
+class RidgeProbe(Method):
+    """Least squares to one-hot labels with a penalty on the weights (Hoerl and Kennard 1970), on centred features.
+
+    The penalty is the one of 20 with the least leave-one-out error where each class has two support rows or more; else
+    `penalty`, and the result says that it was not chosen by data. Logits are centred targets times the encoder's scale.
+    """
+
+    needs = frozenset({"labels"})
+    trains = "a linear layer on frozen features, in closed form"
+    papers = ("doi:10.1080/00401706.1970.10488634",)
+    penalty: Annotated[float, Field(gt=0)] = 0.1
+
+    def fit(self, problem: Problem) -> Adapted:
+        rows, targets = labelled(problem)
+        features, targets = problem.query.features()[rows].double(), targets.double()
+        mean_features, mean_targets = features.mean(0), targets.mean(0)
+        x, y = features - mean_features, targets - mean_targets
+        counts = targets.sum(0)
+        enough = bool((counts[counts > 0] >= 2).all())
+        penalty = float(PENALTIES[leave_one_out(x, y, PENALTIES).argmin()]) if enough else self.penalty
+        dual = torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x), dtype=torch.float64), y)
+        scale = problem.query.encoder.scale
+        weight = scale * (x.T @ dual).T
+        bias = scale * mean_targets - weight @ mean_features
+        return RidgeProbeAdapted(problem.query.wanted.names, weight.float(), bias.float(), penalty, enough)

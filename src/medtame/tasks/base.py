@@ -1,0 +1,87 @@
+"""A task asks and reads the answer. What it learns from support rows (classes, vocabulary, threshold) is a Frame, saved with the run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from medtame.errors import DataError
+from medtame.metrics.statistic import Statistic
+from medtame.types import Answer, Array, Encoder, Kind, Predicted, Problem, Query, Samples
+
+
+@dataclass(frozen=True)
+class Frame(ABC):
+    """What a task learnt from support rows."""
+
+    wants: Kind
+
+    @abstractmethod
+    def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
+        """The support as a problem; may balance, cap or synthesise rows (seeded, stated)."""
+
+    @abstractmethod
+    def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
+        """The question about samples that hold no truth."""
+
+    @abstractmethod
+    def read(self, query: Query, answer: Answer) -> Predicted: ...
+
+    @abstractmethod
+    def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
+        """Metrics of design section 9; the first is the one that tables show."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Settings of a task. One such class in tasks/<name>.py is all there is to adding one."""
+
+    kinds: ClassVar[tuple[Kind, ...]]  # what it can ask for, best first
+    inputs: ClassVar[tuple[str, ...]] = ("image",)  # columns that a query may see; all others are truth
+    requires: ClassVar[tuple[str, ...]] = ("image",)  # columns without which the task cannot be learnt
+    offers: ClassVar[frozenset[str]] = frozenset()  # meets a method's needs
+    references: ClassVar[tuple[str, ...]] = ()  # plain references and baselines that stand in every table
+    plain: ClassVar[str] = ""  # the reference that `gain_over_probe` is taken against
+    start: ClassVar[str] = ""  # the reference that `gain` is taken against: zero-shot where the task has it
+    shots: ClassVar[tuple[int | Literal["all"], ...]] = (1, 4, 16, "all")  # what compare asks unless told
+
+    def settled(self, train: Samples) -> Task:
+        """The task with what must not depend on a draw (class names and their order) filled from all training rows."""
+        return self
+
+    def given(self, samples: Samples) -> tuple[Samples, Sequence[str] | None]:
+        """What a query is made from, without truth, and the words asked of all (a gallery). The one place that says so."""
+        return samples.only([name for name in self.inputs if name in samples]), None
+
+    def strata(self, samples: Samples) -> Array:
+        """(N,) what a K-shot draw balances; None where a row is not drawn from."""
+        return np.array(["all"] * len(samples), dtype=object)
+
+    def usable(self, samples: Samples) -> Samples:
+        """The rows that can be learnt from or measured; a column that is missing is named here."""
+        missing = [name for name in self.requires if name not in samples]
+        if missing:
+            raise DataError(
+                f"this task needs the column {missing[0]!r}, which the manifest does not have: name yours with --columns {missing[0]}=YOURS"
+            )
+        filled = np.ones(len(samples), dtype=bool)
+        for name in self.requires:
+            filled &= np.array([value is not None for value in samples.column(name)])
+        if not filled.any():
+            empty = next(name for name in self.requires if all(value is None for value in samples.column(name)))
+            raise DataError(
+                f"the column {empty!r} is empty in all {len(samples)} rows: fill it, or name another with --columns {empty}=YOURS"
+            )
+        return samples.take(np.flatnonzero(filled))
+
+    @abstractmethod
+    def frame(self, support: Samples, wants: Kind) -> Frame: ...
+
+
+def every(samples: Samples) -> Array:
+    """A row a sample: (N,)."""
+    return np.arange(len(samples))

@@ -1,0 +1,125 @@
+"""What the terminal shows: progress with time left on standard error, tables, and one line for an error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+Report = Callable[[str, int, int], None]  # what is done now, how many are done, of how many
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool) -> Iterator[Report]:
+    """A bar with the time left; silent where the output is for a machine and nobody watches."""
+    console = Console(stderr=True)
+    if quiet and not console.is_terminal:
+        yield lambda what, done, of: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[int, Any] = {}
+
+        def report(what: str, done: int, of: int) -> None:
+            if of not in tasks:
+                for other in tasks.values():
+                    bar.update(other, visible=False)
+                tasks[of] = bar.add_task(what, total=of)
+            bar.update(tasks[of], description=what, completed=done, visible=True)
+
+        yield report
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point, without a leading zero where it is a share."""
+    if value is None:
+        return ""
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def interval(row: Mapping[str, Any], name: str, low: str, high: str) -> str:
+    if row.get(name) is None:
+        return ""
+    return f"{number(row[name])} [{number(row[low])}, {number(row[high])}]"
+
+
+def comparison(record: Mapping[str, Any]) -> Table:
+    """The main table: a line a method, a column a number of shots, then the gains at the most shots."""
+    shots = list(dict.fromkeys(row["shots"] for row in record["rows"]))
+    metric = record["rows"][0]["metric"]
+    table = Table(title=f"{record['task']}: {metric} [95 % interval]", title_justify="left", caption_justify="left")
+    table.add_column("method")
+    for k in shots:
+        table.add_column(f"{k} shots" if k != "all" else "all rows", justify="right")
+    for title in (f"gain over the start at {shots[-1]}", "gain over the probe", "harm", "fit s"):
+        table.add_column(title, justify="right")
+    for name in dict.fromkeys((row["method"], row["encoder"]) for row in record["rows"]):
+        lines = [row for row in record["rows"] if (row["method"], row["encoder"]) == name]
+        by_shots = {row["shots"]: row for row in lines}
+        last = by_shots[shots[-1]]
+        title = f"{name[0]} *" if name[0] == record["best"] else name[0]
+        harm = "" if last["harm_rate"] is None else f"{last['harm_rate']:.0%}"
+        cells = [interval(by_shots[k], "mean", "low", "high") if k in by_shots else "" for k in shots]
+        gains = [
+            interval(last, "gain", "gain_low", "gain_high"),
+            interval(last, "gain_over_probe", "gain_over_probe_low", "gain_over_probe_high"),
+        ]
+        table.add_row(title, *cells, *gains, harm, f"{last['fit_seconds']:.2f}")
+    return table
+
+
+def controls(record: Mapping[str, Any]) -> Table:
+    """Does the language matter, and is the image read?"""
+    table = Table(title=f"controls for {record['best']}", title_justify="left")
+    for title in ("arm", "metric", "as given - changed", "verdict"):
+        table.add_column(title)
+    for row in record["controls"]:
+        gap = "" if row["arm"] in ("as given", "words") else interval(row, "difference", "difference_low", "difference_high")
+        table.add_row(row["arm"], interval(row, "mean", "low", "high"), gap, row["verdict"])
+    return table
+
+
+def metrics(values: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table()
+    for title in ("metric", "value", "n"):
+        table.add_column(title)
+    for name, found in values.items():
+        table.add_row(name, interval(found, "value", "low", "high"), str(found["n"]))
+    return table
+
+
+def listing(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table()
+    for title in titles:
+        table.add_column(title)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def show(*things: Any) -> None:
+    """Print to standard output, wide enough for the table where nobody watches a terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
+    for thing in things:
+        console.print(thing, highlight=False)
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    Console(stderr=True, soft_wrap=True).print(f"medtame: {' '.join(message.split())}", markup=False, highlight=False)

@@ -1,0 +1,1 @@
+"""Audits: questions about a run answered with a number and an interval."""

@@ -1,0 +1,133 @@
+"""What the verbs of the command line do with files: the demo, a run with its card, predictions, an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medtame import catalogue
+from medtame.compare import Comparison, Progress, compare, seen
+from medtame.data import manifest, phantom
+from medtame.data.samples import ManifestSamples
+from medtame.errors import DataError, PairError, RunError
+from medtame.report import files
+from medtame.run import Data, Run, encoder, load, open
+from medtame.run import adapt as fit
+from medtame.types import Predicted
+
+MANIFESTS = {
+    "classification": "images",
+    "segmentation": "masks",
+    "visual_question_answering": "questions",
+    "image_text_retrieval": "images",
+    "registration": "pairs",
+    "report_generation": "images",
+}
+PATIENTS = {"classification": 300, "registration": 30, "segmentation": 60, "visual_question_answering": 120}
+DRAWS = 10
+
+
+def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, command: str) -> Comparison:
+    """Compare the fast methods on simulated images, which are made in `out`/phantom."""
+    catalogue.settings_class(catalogue.TASKS, task)
+    if task not in MANIFESTS:
+        raise PairError(f"the phantom has no manifest for {task} yet: {', '.join(MANIFESTS)}")
+    folder = out / "phantom"
+    if not (resume and (folder / "images.csv").is_file()):
+        free(out)
+        watch("simulated images", 0, 1)
+        phantom.make(folder, patients=PATIENTS.get(task, 150), seed=seed)
+    data = load(folder / f"{MANIFESTS[task]}.csv", task)
+    return compare(
+        data, methods="fast", minutes=1.5, draws=DRAWS, seed=seed, out=out / "comparison", resume=resume, watch=watch, command=command
+    )
+
+
+def free(out: Path) -> None:
+    """A folder that is new or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is not empty: give a new folder with --out, or --resume to go on with what is there")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot write to {out} ({error.strerror}): give another folder with --out") from None
+
+
+def adapt(
+    data: Data, spec: str, method: str, settings: Mapping[str, Any], *, rows: str, out: Path, seed: int, watch: Progress, command: str
+) -> dict[str, Any]:
+    """Fit, save, and measure on the test rows where there are any that were not learnt from."""
+    free(out)
+    run = fit(
+        data, encoder(spec), method=method, settings=settings, rows=rows, seed=seed, watch=lambda step: watch(method, step.number, step.of)
+    )
+    run.save(out)
+    metrics = {} if rows == "all" or data.test is None else {name: asdict(found) for name, found in run.evaluate(data.test).items()}
+    record = {
+        "schema": 1,
+        "task": catalogue.name_of(data.task),
+        "method": method,
+        "run": str(out.absolute()),
+        "metrics": metrics,
+        "command": command,
+    }
+    seen.card(run, record, out)
+    return record
+
+
+def predict(
+    folder: Path, images: Sequence[Path], words: Sequence[str] | None, out: Path | None, *, columns: Mapping[str, str], root: Path | None
+) -> tuple[Predicted, list[str]]:
+    """Predictions of a run, and the files written to `out`."""
+    run = open(folder)
+    samples = asked(run, images, columns, root)
+    said = run.predict(samples, words or None)
+    return said, [] if out is None else files.write(said, samples, out)
+
+
+def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Path | None) -> ManifestSamples:
+    """The samples that the arguments of `predict` mean."""
+    from medtame.run import opened_images
+
+    if "fixed" in run.task.requires and len(images) == 2 and all(path.is_file() for path in images):
+        fixed, moving = (str(path.absolute()) for path in images)
+        return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1))
+    if len(images) == 1 and images[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
+        return manifest.read(images[0], columns=columns, root=root)
+    found = opened_images(images[0] if len(images) == 1 else list(images))
+    missing = [name for name in run.task.inputs if name not in found and name not in ("prompt", "question")]
+    if missing:
+        raise DataError(f"{catalogue.name_of(run.task)} needs {' and '.join(run.task.inputs)}: give a manifest with these columns")
+    return found
+
+
+def evaluate(folder: Path, data: Path, split: str, *, columns: Mapping[str, str], root: Path | None, seed: int) -> dict[str, Any]:
+    """The metrics of a run on rows of a manifest: `test`, `all`, or another word of the column split."""
+    run = open(folder)
+    samples = manifest.read(data, columns=columns, root=root)
+    if split != "all":
+        words = [str(word).casefold() for word in samples.column("split")] if "split" in samples else []
+        rows = np.flatnonzero([word == split.casefold() for word in words])
+        if not len(rows):
+            known = ", ".join(sorted(set(words))) or "no column split"
+            raise DataError(f"no row has the split {split!r} ({known}): name one of these with --split, or all")
+        samples = samples.take(rows)
+    samples = run.task.usable(samples)
+    metrics = {name: asdict(found) for name, found in run.evaluate(samples, seed=seed).items()}
+    return {"schema": 1, "task": catalogue.name_of(run.task), "split": split, "n": len(samples), "metrics": metrics, **by(run, samples)}
+
+
+def by(run: Run, samples: ManifestSamples) -> dict[str, Any]:
+    """The same metrics by site and sex, where the manifest has them and a group has ten rows or more."""
+    found: dict[str, Any] = {}
+    for column in ("site", "sex"):
+        values = samples.column(column) if column in samples else []
+        for value in sorted({str(value) for value in values if value is not None}):
+            rows = samples.rows_where(column, value)
+            if len(rows) >= 10:
+                found[f"{column} {value}"] = {name: asdict(metric) for name, metric in run.evaluate(samples.take(rows)).items()}
+    return {"by_group": found} if found else {}
