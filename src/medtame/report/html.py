@@ -80,15 +80,21 @@ def write(record: Record, path: Path) -> None:
 
 def page(record: Record) -> str:
     """The whole page as well-formed text: the same record gives the same bytes."""
-    return environment().get_template("report.html.j2").render(
-        record=record,
-        details=record.details,
-        protocol=record.details.protocol,
-        headline=headline(record),
-        blocks=[block(record, metric) for metric in dict.fromkeys(row.metric for row in record.rows)],
-        arms={arm.name: arm for arm in ARMS},
-        definitions={name: definition(name) for name in measured_names(record)},
-        columns={name: metric_column(record, name) for name in dict.fromkeys(m for row in record.details.metrics.values() for m in row)},
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            record=record,
+            details=record.details,
+            protocol=record.details.protocol,
+            headline=headline(record),
+            blocks=[block(record, metric) for metric in dict.fromkeys(row.metric for row in record.rows)],
+            arms={arm.name: arm for arm in ARMS},
+            definitions={name: definition(name) for name in measured_names(record)},
+            columns={
+                name: metric_column(record, name) for name in dict.fromkeys(m for row in record.details.metrics.values() for m in row)
+            },
+        )
     )
 
 

@@ -137,7 +137,11 @@ def apart(heights: Sequence[float], gap: float, bottom: float, top: float) -> li
 
 def dot_plot(series: Sequence[Series], shots: str, metric: str, *, lower_is_better: bool = False) -> str:
     """The values at `shots` with their intervals, best at the top; the dot of series i has the id `dots-line-i`."""
-    finals = [(i, one.name, next(iter(one.points.values())) if one.flat else one.points[shots]) for i, one in enumerate(series) if one.flat or shots in one.points]
+    finals = [
+        (i, one.name, next(iter(one.points.values())) if one.flat else one.points[shots])
+        for i, one in enumerate(series)
+        if one.flat or shots in one.points
+    ]
     finals.sort(key=lambda final: (-final[2][0] if lower_is_better else final[2][0], final[1]))
     height = 0.3 * len(finals) + 0.8
     with matplotlib.style.context(["default", LOOK]):

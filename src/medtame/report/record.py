@@ -205,7 +205,9 @@ def first(error: ValidationError) -> str:
     """The first thing that is wrong, in one line: where, what, and what was got."""
     wrong = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in wrong["loc"]) or "the whole"
-    return f"{place}: {wrong['msg'].replace('Input', 'it').replace('Value error, ', '')} (got {str(wrong['input'])[:60]!r})".replace("\n", " ")
+    return f"{place}: {wrong['msg'].replace('Input', 'it').replace('Value error, ', '')} (got {str(wrong['input'])[:60]!r})".replace(
+        "\n", " "
+    )
 
 
 def write_json(record: Record, path: Path) -> None:

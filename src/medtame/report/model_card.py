@@ -1,0 +1,113 @@
+"""The model card of a run: README.md with the YAML head that Hugging Face reads. Written from plain values that are checked first.
+
+A card holds no image and no name of an image. It says which training data the run stores inside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader, StrictUndefined
+from markupsafe import escape
+from pydantic import Field, ValidationError
+
+from medtame.errors import RunError
+from medtame.report.plots import words
+from medtame.report.record import (
+    Data,
+    EncoderNote,
+    Environment,
+    Measured,
+    Part,
+    Prompts,
+    Text,
+    bracket,
+    decimals,
+    first,
+    number,
+    write_file,
+)
+
+WEIGHTS = "weights.safetensors"
+LIVE = re.compile(r"([\\`*\[\]|!#~$])")  # what Markdown would act on
+
+
+class Card(Part):
+    """What a card says. `stores`: the training data inside the run, such as "features of 48 support rows"; "" if none."""
+
+    method: Text
+    task: Text
+    strategy: Text
+    learning: Text
+    encoder: EncoderNote
+    data: Data
+    settings: dict[Text, Any] = Field(default_factory=dict)
+    papers: list[Text] = Field(default_factory=list)
+    stores: Text = ""
+    metrics: dict[Text, Measured] = Field(default_factory=dict)
+    metrics_of: Text = ""
+    limits: list[Text] = Field(default_factory=list)
+    warnings: list[Text] = Field(default_factory=list)
+    prompts: Prompts = Field(default_factory=dict)
+    checksum: Text | None = None
+    environment: Environment = Field(default_factory=Environment)
+    command: Text = ""
+    simulated: bool = False
+    license: Text = "unknown"
+    base_model: Text | None = None
+    tags: list[Text] = Field(default_factory=list)
+
+
+def write(path: Path, details: Mapping[str, Any]) -> None:
+    """Write the card; without a `checksum` that of weights.safetensors beside it is taken.
+
+    Raises:
+        RunError: a detail is missing, unknown or of another kind, or the file cannot be written.
+    """
+    try:
+        card = Card.model_validate(details)
+    except ValidationError as error:
+        raise RunError(f"the model card cannot be written: {first(error)}") from None
+    weights = path.parent / WEIGHTS
+    if card.checksum is None and weights.is_file():
+        with weights.open("rb") as file:
+            card = card.model_copy(update={"checksum": hashlib.file_digest(file, "sha256").hexdigest()})
+    write_file(path, text(card))
+
+
+def text(card: Card) -> str:
+    """The card as Markdown."""
+    templates = Templates(
+        loader=PackageLoader("medtame.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )  # noqa: S701
+    templates.filters |= {"plain": plain, "yaml": yaml, "words": words, "number": number, "code": code, "setting": setting}
+    templates.globals |= {"bracket": bracket, "decimals": decimals}
+    tags = dict.fromkeys(["medical", "vision-language", card.task.replace("_", "-"), card.method, "research-use-only", *card.tags])
+    return templates.get_template("card.md.j2").render(
+        card=card, tags=tags, base_model=card.base_model or card.encoder.spec, weights=WEIGHTS
+    )
+
+
+def plain(value: Any) -> str:
+    """A text on one line that neither Markdown nor HTML acts on."""
+    return LIVE.sub(r"\\\1", str(escape(" ".join(str(value).split()))))
+
+
+def code(value: str) -> str:
+    """An indented block: no text can end it early."""
+    return "\n".join(f"    {line}" for line in value.splitlines())
+
+
+def setting(value: Any) -> str:
+    return plain(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def yaml(value: Any) -> str:
+    """A scalar for the YAML head: JSON strings are YAML strings."""
+    return json.dumps(value)
