@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The full cross product of methods and tasks runs only where a mark expression asks for it."""
+    config.option.markexpr = config.option.markexpr or "not full"
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real images, or a skip with its reason."""

@@ -32,7 +32,10 @@ def save(value: Any, folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def load(folder: Path, accepted: Sequence[type], encoder: Callable[[str], Encoder]) -> tuple[Any, Any]:
-    """The value and the `about` that `save` wrote. Only subclasses of `accepted` inside medtame are made; encoders are opened by their name."""
+    """The value and the `about` that `save` wrote.
+
+    Only subclasses of `accepted` inside medtame are made; encoders are opened by their name.
+    """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "weights.safetensors")

@@ -90,8 +90,7 @@ def compare(
         watch: called with (what, done, of).
     """
     started, folder = time.perf_counter(), Path(out)
-    several = encoders if isinstance(encoders, (list, tuple)) else [encoders]
-    opened = [encoder(one) if isinstance(one, str) else one for one in several]
+    opened = opened_encoders(encoders)
     asked = settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {})
     settle_folder(folder, question(data, opened, asked), resume=resume)
     grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec)) for one in opened]
@@ -120,6 +119,13 @@ def compare(
         "details": details,
     }
     return Comparison(written(made, run, folder), run)
+
+
+def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder]) -> list[Encoder]:
+    """One or several encoders, by name or as they are."""
+    if isinstance(encoders, Sequence) and not isinstance(encoders, str):
+        return [encoder(one) if isinstance(one, str) else one for one in encoders]
+    return [encoder(encoders) if isinstance(encoders, str) else encoders]
 
 
 def settled(

@@ -108,7 +108,7 @@ class Grid:
 
         def write(path: str) -> None:
             with Path(path).open("wb") as file:
-                np.savez_compressed(file, **named)
+                np.savez_compressed(file, allow_pickle=False, **named)
 
         state.write_whole(self.folder / f"{cell.name}.npz", write)
 

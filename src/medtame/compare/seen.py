@@ -205,6 +205,8 @@ def card(run: Run, record: Mapping[str, Any], folder: Path) -> None:
         {
             "task": record["task"],
             "method": name,
+            "strategy": catalogue.strategy_of(name),
+            "learning": run.method.learning,
             "settings": catalogue.settings_of(run.method),
             "papers": list(run.method.papers),
             "encoder": identity(run.encoder),

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from pydicom import dcmread
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
 from medtame.errors import ImageError
@@ -42,7 +43,7 @@ def patient_of(path: Path) -> bytes | None:
         if path.suffix.lower() not in SUFFIXES or not is_dicom(path):
             return None
         element = dcmread(path, stop_before_pixels=True, specific_tags=[_PATIENT_ID]).get_item(_PATIENT_ID)
-    except (OSError, ValueError, AttributeError, KeyError, EOFError, TypeError):
+    except (OSError, ValueError, AttributeError, LookupError, EOFError, TypeError, InvalidDicomError, BytesLengthException):
         return None
     value = b"" if element is None or element.value is None else element.value
     raw = value if isinstance(value, bytes) else str(value).encode()

@@ -28,7 +28,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from PIL import Image, ImageOps
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from medtame.data import dicom
 from medtame.errors import ImageError
@@ -56,6 +56,7 @@ _DAMAGED = (  # what Pillow, pydicom and nibabel raise on broken bytes
     HeaderDataError,
     WrapStructError,
     InvalidDicomError,
+    BytesLengthException,
 )
 
 

@@ -3,6 +3,7 @@
 LOWER_IS_BETTER = frozenset(
     {
         "brier",
+        "count_error",
         "ece",
         "folding_percent",
         "frechet_distance",

@@ -35,17 +35,18 @@ class FilmDecoder(nn.Module):
 
     def __init__(self, features: Sequence[int], text: int, maps: int, width: int = 64) -> None:
         super().__init__()
-        half, quarter = width // 4, width // 2
+        quarter, half = width // 2, width // 4
         self.projections = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in features])
-        self.stem = nn.ModuleList([nn.Conv2d(3, half, 3, stride=2, padding=1), nn.Conv2d(half, quarter, 3, stride=2, padding=1)])
+        self.stem = nn.ModuleList([nn.Conv2d(3, half // 2, 3, stride=2, padding=1), nn.Conv2d(half // 2, half, 3, stride=2, padding=1)])
         self.films = nn.ModuleList([Film(text, channels) for channels in (width, width, quarter, half)])
         self.joins = nn.ModuleList(
             [
                 nn.Conv2d(width + 2, width, 3, padding=1),
-                nn.Conv2d(width + quarter, quarter, 3, padding=1),
-                nn.Conv2d(quarter + half, half, 3, padding=1),
+                nn.Conv2d(quarter + half, quarter, 3, padding=1),
+                nn.Conv2d(half + half // 2, half, 3, padding=1),
             ]
         )
+        self.narrow = nn.ModuleList([nn.Identity(), nn.Conv2d(width, quarter, 1), nn.Conv2d(quarter, half, 1)])
         self.last = nn.Conv2d(half, maps, 1)
 
     def forward(self, scales: Sequence[Tensor], pixels: Tensor, text: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class FilmDecoder(nn.Module):
         )
         hidden = torch.relu(self.films[0](hidden, text))
         besides = (places(len(text), size), pictures[2], pictures[1])
-        for join, film, beside in zip(self.joins, self.films[1:], besides, strict=True):
-            hidden = interpolate(hidden, beside.shape[2:], mode="bilinear")
+        for narrow, join, film, beside in zip(self.narrow, self.joins, self.films[1:], besides, strict=True):
+            hidden = interpolate(narrow(hidden), beside.shape[2:], mode="bilinear")
             hidden = torch.relu(film(join(torch.cat([hidden, beside], 1)), text))
         return interpolate(self.last(hidden), pixels.shape[2:], mode="bilinear")
 

@@ -32,7 +32,7 @@ def write(said: Predicted, samples: Samples, folder: Path) -> list[str]:
             files.append(_mask(array, _source(said, samples, int(row)), folder / name))
         else:
             files.append(folder / f"{name}.npz")
-            np.savez_compressed(files[-1], **{kind: array})
+            np.savez_compressed(files[-1], allow_pickle=False, **{kind: array})
     return [str(path.absolute()) for path in files]
 
 

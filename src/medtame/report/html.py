@@ -6,7 +6,8 @@ the user's own disk. Whoever passes the file on passes those names and thumbnail
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,9 +108,14 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": number, "words": plots.words, "shots": shots_words}
+    made.filters |= {"number": number, "words": plots.words, "shots": shots_words, "unbroken": unbroken}
     made.globals |= {"bracket": bracket, "decimals": decimals, "verdict": verdict, "tone": tone}
     return made
+
+
+def unbroken(text: str) -> str:
+    """The text with its intervals kept on one line."""
+    return re.sub(r"(\[[^ \]]+) ", "\\1\u00a0", text)
 
 
 # ---- the answer in words --------------------------------------------------------------------------------------
@@ -153,12 +159,12 @@ def headline(record: Record) -> Headline:
         cards.append(Card(question, verdict(gain, low, high, digits), tone(low, high)))
         said.append(f"{stated(cards[-1])} over {kind}{name}")
     text, clause = text_answer(record, digits)
-    start = f"{shots_words(last.shots, 'With ')}, {last.method} ({plots.words(last.metric)} {number(last.mean, digits)})"
-    return Headline(f"{start}: {'; '.join([*said, clause])}.", [*cards, text])
+    start = f"{shots_words(last.shots, 'With ')}, {last.method} reaches {plots.words(last.metric)} {number(last.mean, digits)}"
+    return Headline(f"{start}; {'; '.join([*said, clause])}.", [*cards, text])
 
 
 def stated(card: Card) -> str:
-    return f"shows {card.answer}" if card.tone == "none" else f"was {card.answer}" if card.tone == "unknown" else card.answer
+    return f"it {'shows ' if card.tone == 'none' else 'was ' if card.tone == 'unknown' else ''}{card.answer}"
 
 
 def text_answer(record: Record, digits: int) -> tuple[Card, str]:
@@ -166,14 +172,14 @@ def text_answer(record: Record, digits: int) -> tuple[Card, str]:
     question = "Does the text matter?"
     refit = {arm.name for arm in ARMS if arm.changes == "words" and arm.when == "refit"}
     found = [control for control in record.controls if control.arm in refit and control.difference_low is not None]
-    if any("reads no words" in control.verdict for control in record.controls if control.arm in refit):
+    if any("reads no words" in control.verdict for control in record.controls):
         return Card(question, "this method reads no words", "unknown"), "it reads no words"
     if not found:
         return Card(question, record.details.controls_note or "not tested", "unknown"), "whether the text matters was not tested"
     weakest = min(found, key=lambda control: control.difference_low or 0.0)
     measured = weakest.difference, weakest.difference_low, weakest.difference_high
     answer, said = verdict(*measured, digits, of=" of the text"), tone(*measured[1:])
-    return Card(question, answer, said), answer if said == "none" else f"the text {answer}"
+    return Card(question, answer, said), f"there is {answer}" if said == "none" else f"the text {answer}"
 
 
 def final_row(record: Record) -> Row | None:
@@ -201,7 +207,7 @@ class Line:
     """One method (on one encoder) of the main table: its rows by shots, the last of them, and what it is."""
 
     title: str
-    cells: dict[int | str, Row]
+    cells: Mapping[int | str, Row]
     last: Row
     marks: tuple[str, ...]
 
@@ -211,7 +217,7 @@ class Block:
     """All that was measured with one metric: the main table, best first, and its figures."""
 
     metric: str
-    shots: list[int | str]
+    shots: Sequence[int | str]
     digits: int
     gain_digits: int
     lines: list[Line]
@@ -230,14 +236,14 @@ def block(record: Record, metric: str) -> Block:
     named = sorted(lines, key=lambda one: "chosen" not in one.marks and not one.marks)  # the chosen and the references get a colour
     series = [curve(one, many=len(shots) > 1) for one in named if any(row.mean is not None for row in one.cells.values())]
     names = [str(k) for k in shots]
-    curves = Markup(plots.few_shot_curves(series, names, metric)) if series and len(shots) > 1 else None  # noqa: S704
+    curves = Markup(plots.few_shot_curves(series, names, metric)) if series and len(shots) > 1 else None
     lower = record.details.protocol.lower_is_better
-    dots = Markup(plots.dot_plot(series, names[-1], metric, lower_is_better=lower)) if series else None  # noqa: S704
+    dots = Markup(plots.dot_plot(series, names[-1], metric, lower_is_better=lower)) if series else None
     return Block(metric, shots, digits, max(digits, min(decimals(*gains), 4)), lines, curves, dots)
 
 
 def line(record: Record, rows: Sequence[Row], key: tuple[str, str]) -> Line:
-    cells = {row.shots: row for row in rows if (row.method, row.encoder) == key}
+    cells: dict[int | str, Row] = {row.shots: row for row in rows if (row.method, row.encoder) == key}
     several = len({row.encoder for row in rows if row.method not in record.details.baselines}) > 1
     details, marks = record.details, []
     if key[0] == record.best:

@@ -9,18 +9,17 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined
-from markupsafe import escape
 from pydantic import Field, ValidationError
 
 from medtame.errors import RunError
 from medtame.report.plots import words
 from medtame.report.record import (
-    Data,
     EncoderNote,
     Environment,
     Measured,
@@ -38,18 +37,28 @@ WEIGHTS = "weights.safetensors"
 LIVE = re.compile(r"([\\`*\[\]|!#~$])")  # what Markdown would act on
 
 
+class TrainingData(Part):
+    """The rows that were learnt from; `rows` names the part of the data set (train, all)."""
+
+    n: int
+    classes: list[Text] | dict[Text, int] = Field(default_factory=list)
+    groups: int | None = None
+    rows: Text = ""
+    split: Text | dict[Text, int] = ""
+
+
 class Card(Part):
-    """What a card says. `stores`: the training data inside the run, such as "features of 48 support rows"; "" if none."""
+    """What a card says. `stores_support_rows`: features, texts or sentences of training rows lie inside the run."""
 
     method: Text
     task: Text
-    strategy: Text
-    learning: Text
+    strategy: Text = ""
+    learning: Text = ""
     encoder: EncoderNote
-    data: Data
+    data: TrainingData
     settings: dict[Text, Any] = Field(default_factory=dict)
     papers: list[Text] = Field(default_factory=list)
-    stores: Text = ""
+    stores_support_rows: bool
     metrics: dict[Text, Measured] = Field(default_factory=dict)
     metrics_of: Text = ""
     limits: list[Text] = Field(default_factory=list)
@@ -85,7 +94,7 @@ def text(card: Card) -> str:
     """The card as Markdown."""
     templates = Templates(
         loader=PackageLoader("medtame.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-    )  # noqa: S701
+    )
     templates.filters |= {"plain": plain, "yaml": yaml, "words": words, "number": number, "code": code, "setting": setting}
     templates.globals |= {"bracket": bracket, "decimals": decimals}
     tags = dict.fromkeys(["medical", "vision-language", card.task.replace("_", "-"), card.method, "research-use-only", *card.tags])
@@ -96,7 +105,7 @@ def text(card: Card) -> str:
 
 def plain(value: Any) -> str:
     """A text on one line that neither Markdown nor HTML acts on."""
-    return LIVE.sub(r"\\\1", str(escape(" ".join(str(value).split()))))
+    return escape(LIVE.sub(r"\\\1", " ".join(str(value).split())), quote=False)
 
 
 def code(value: str) -> str:

@@ -73,14 +73,14 @@ def few_shot_curves(series: Sequence[Series], shots: Sequence[str], metric: str)
         axes.set_xticks(range(len(shots)), list(shots))
         axes.set_xlabel("labelled shots")
         axes.set_ylabel(words(metric))
-        label_ends(axes, ends, height - 0.8)
+        label_ends(axes, ends, width, height - 0.8)
         return svg(figure, "curves")
 
 
 def draw_curve(axes: Axes, one: Series, shots: Sequence[str], i: int) -> float | None:
     """Draw one series; the height at which it ends at the right, or None where it has no value."""
     colour, marker = style(i)
-    present = [(x, one.points[name]) for x, name in enumerate(shots) if name in one.points]
+    present = [(float(x), one.points[name]) for x, name in enumerate(shots) if name in one.points]
     if one.flat and one.points:
         mean, low, high = next(iter(one.points.values()))
         present = [(-0.12, (mean, low, high)), (len(shots) - 0.96, (mean, low, high))]
@@ -109,16 +109,16 @@ def draw_curve(axes: Axes, one: Series, shots: Sequence[str], i: int) -> float |
     return means[-1]
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], inches: float) -> None:
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], width: float, height: float) -> None:
     """Names at the right end of their lines, moved apart where they would overlap, with a thin line to the end they belong to."""
     bottom, top = axes.get_ylim()
-    gap = (top - bottom) * 0.21 / inches
+    gap = (top - bottom) * 0.21 / height
     ordered = sorted(ends, key=lambda end: (end[0], end[1]))
     places = apart([end[0] for end in ordered], gap, bottom, top)
     across = axes.get_yaxis_transform()  # x as a share of the axes, y in data
-    reach = 0.22 / (axes.get_position().width * axes.get_figure(root=True).get_size_inches()[0])
-    for (height, name, colour), place in zip(ordered, places, strict=True):
-        axes.plot([1, 1 + reach], [height, place], color=colour, linewidth=0.7, alpha=0.7, clip_on=False, transform=across, scaley=False)
+    reach = 0.22 / (axes.get_position().width * width)
+    for (end, name, colour), place in zip(ordered, places, strict=True):
+        axes.plot([1, 1 + reach], [end, place], color=colour, linewidth=0.7, alpha=0.7, clip_on=False, transform=across, scaley=False)
         axes.text(1 + 1.25 * reach, place, short(name), color=colour, va="center", clip_on=False, transform=across)
 
 

@@ -87,7 +87,7 @@ class NotRun(Part):
 
 
 class Control(Part):
-    """`difference`: the best method as given minus the changed one; positive where as given is better."""
+    """`difference`: the best method as given minus the changed one; positive where as given is better. `when`: refit or predict."""
 
     arm: Text
     when: Text = ""
@@ -107,6 +107,8 @@ class EncoderNote(Part):
     text_identity: Text = ""
     notes: Text = ""
     medical_text: bool = False
+    logit_scale: float | None = None
+    logit_bias: float | None = None
 
 
 class Protocol(Part):
@@ -243,9 +245,9 @@ def write_file(path: Path, text: str) -> None:
 def decimals(*values: float | None) -> int:
     """Digits after the point that suit all these numbers: three for shares, fewer for large ones, more for tiny ones."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
-    if largest >= 0.1 or largest == 0:
+    if largest >= 0.01 or largest == 0:
         return 3 if largest < 10 else 2 if largest < 100 else 1
-    return min(2 - math.floor(math.log10(largest)), 8)
+    return min(1 - math.floor(math.log10(largest)), 8)
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
 from medtame.errors import DataError
 from medtame.metrics.statistic import Statistic
 from medtame.types import Answer, Array, Encoder, Kind, Predicted, Problem, Query, Samples
+
+
+Rows = TypeVar("Rows", bound=Samples)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Task(ABC):
         """(N,) what a K-shot draw balances; None where a row is not drawn from."""
         return np.array(["all"] * len(samples), dtype=object)
 
-    def usable(self, samples: Samples) -> Samples:
+    def usable(self, samples: Rows) -> Rows:
         """The rows that can be learnt from or measured; a column that is missing is named here."""
         missing = [name for name in self.requires if name not in samples]
         if missing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from medtame.data.images import ArrayPicture
 from medtame.metrics.intervals import Interval
 from medtame.types import Encoder, Problem, Query, Samples
 
+Rows = TypeVar("Rows", bound=Samples)
 Change = Callable[[Sequence[str]], list[str]]
 
 
@@ -88,7 +89,7 @@ def reworded_problem(problem: Problem, arm: str) -> Problem:
     return replace(problem, query=reworded(problem.query, arm))
 
 
-def with_images(samples: Samples, arm: str, columns: Sequence[str], seed: int) -> Samples:
+def with_images(samples: Rows, arm: str, columns: Sequence[str], seed: int) -> Rows:
     """The samples with grey images, or with the images of other samples."""
     for column in columns:
         pictures = samples.pictures(column)
@@ -106,14 +107,15 @@ def verdict(arm: Arm, reads_words: bool, difference: Interval) -> str:
     if arm.changes == "words" and not reads_words:
         return "the method reads no words"
     subject = {"words": "the text", "image": "the image"}[arm.changes]
+    other_wording = arm.name in ("paraphrased_text", "held_out_text")
     if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
-        if arm.name in ("paraphrased_text", "held_out_text"):
+        if other_wording:
             return "no measurable loss from another wording"
-        return f"no measurable benefit of {subject}"
+        return f"no measurable benefit of {subject}" if arm.when == "refit" else f"no measurable effect: {subject} may not be read"
     if difference.low > 0:
-        if arm.name in ("paraphrased_text", "held_out_text"):
+        if other_wording:
             return "the wording matters: another one does worse"
-        return f"{subject} helps"
+        return f"{subject} helps" if arm.when == "refit" else f"{subject} is read"
     return f"{subject} as given does worse than the changed one"
 
 

@@ -41,7 +41,8 @@ def leave_one_out(features: Tensor, targets: Tensor, penalties: Tensor) -> Tenso
     fitted = torch.einsum("ij,pj,jc->pic", vectors, shrink, rotated)
     leverage = shrink @ squared.T + 1 / n
     residual = (targets - fitted) / (1 - leverage).clamp(min=1e-9)[..., None]
-    return residual.square().mean((1, 2))
+    errors: Tensor = residual.square().mean((1, 2))
+    return errors
 
 
 @dataclass(frozen=True)

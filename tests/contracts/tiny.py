@@ -1,0 +1,114 @@
+"""A small data set a task, in memory, with a known truth: discs that are bright, dark or absent, left or right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from doubles import KINDS, SIDES, disc
+from medtame.data.images import ArrayPicture
+from medtame.data.samples import ManifestSamples
+from medtame.types import Array
+
+Lines = list[dict[str, Any]]
+
+
+def tiny(task: str, seed: int = 0) -> tuple[ManifestSamples, ManifestSamples]:
+    """Training and test samples of a task: other patients, other images."""
+    if task not in MADE:
+        raise LookupError(f"the task {task!r} has no tiny data set: add it in tests/contracts/tiny.py")
+    train, test = (MADE[task](np.random.default_rng([seed, part]), 24) for part in (1, 2))
+    return samples(train, "train"), samples(test, "test")
+
+
+def samples(lines: Lines, part: str) -> ManifestSamples:
+    """Lines as samples; the first third of the images come two a patient."""
+    columns = {name: [line.get(name) for line in lines] for name in dict.fromkeys(name for line in lines for name in line)}
+    number = columns.pop("number")
+    third = (max(number) + 1) // 3
+    patients = [f"{part}-{n // 2 if n < third else n}" for n in number]
+    return ManifestSamples(columns, np.array(patients))
+
+
+def images(random: np.random.Generator, n: int) -> list[tuple[str, str, ArrayPicture, Array]]:
+    """n images with their kind, side and mask, kinds and sides in equal parts and in no order. Names say nothing of the truth."""
+    truth = [(KINDS[i % 3], SIDES[i // 3 % 2]) for i in random.permutation(n)]
+    made = [(kind, side, *disc(kind, side, random)) for kind, side in truth]
+    return [(kind, side, ArrayPicture(pixels, f"image-{i}"), mask) for i, (kind, side, pixels, mask) in enumerate(made)]
+
+
+def classification(random: np.random.Generator, n: int) -> Lines:
+    lines: Lines = [{"number": i, "image": image, "label": kind} for i, (kind, _, image, _) in enumerate(images(random, n))]
+    return [*lines, {"number": n, "image": ArrayPicture(disc("dark", "left", random)[0], f"image-{n}"), "label": None}]
+
+
+def segmentation(random: np.random.Generator, n: int) -> Lines:
+    """Two lines an image, one a structure; an absent structure has an empty mask, an unknown one no line or no mask."""
+    lines: Lines = []
+    for i, (kind, _, image, mask) in enumerate(images(random, n // 2)):
+        for structure in ("bright", "dark"):
+            known = (mask & (kind == structure)).astype(np.uint8)
+            lines.append(
+                {"number": i, "image": image, "mask": ArrayPicture(known, f"mask-{i}-{structure}"), "prompt": f"a {structure} disc"}
+            )
+    lines[3]["mask"] = None
+    del lines[6]
+    return lines
+
+
+def visual_question_answering(random: np.random.Generator, n: int) -> Lines:
+    lines: Lines = []
+    for i, (kind, side, image, _) in enumerate(images(random, n)):
+        asked = [
+            ("is there a bright disc", "yes" if kind == "bright" else "no", "closed"),
+            ("what is shown", kind, "open"),
+            ("on which side is the disc", "none" if kind == "nothing" else side, "open"),
+        ]
+        for k in (i % 3, (i + 1) % 3):
+            lines.append({"number": i, "image": image, "question": asked[k][0], "answer": asked[k][1], "answer_type": asked[k][2]})
+    return lines
+
+
+def image_text_retrieval(random: np.random.Generator, n: int) -> Lines:
+    """Six texts, so several images share one."""
+    return [{"number": i, "image": image, "text": sentence(kind, side)} for i, (kind, side, image, _) in enumerate(images(random, n))]
+
+
+def report_generation(random: np.random.Generator, n: int) -> Lines:
+    return [{"number": i, "image": image, "findings": sentence(kind, side)} for i, (kind, side, image, _) in enumerate(images(random, n))]
+
+
+def sentence(kind: str, side: str) -> str:
+    return "there is nothing to be seen ." if kind == "nothing" else f"there is a {kind} disc on the {side} ."
+
+
+def registration(random: np.random.Generator, n: int) -> Lines:
+    """Pairs whose fixed image is the moving one, displaced by a smooth field of up to 3 pixels."""
+    lines: Lines = []
+    for i in range(n // 4):
+        pixels, mask = disc(("bright", "dark")[i % 2], SIDES[i // 2 % 2], random)
+        pixels = ndimage.gaussian_filter(pixels, 1)
+        rows, columns = np.mgrid[: pixels.shape[0], : pixels.shape[1]].astype(np.float64)
+        shift = random.uniform(-2, 2, 2)
+        where = [rows + shift[0] + np.sin(columns / 12), columns + shift[1] + np.cos(rows / 12)]
+        fixed = ndimage.map_coordinates(pixels, where, order=1, mode="nearest")
+        moved = ndimage.map_coordinates(mask.astype(np.uint8), where, order=0, mode="constant")
+        lines.append(
+            {
+                "number": i,
+                "moving": ArrayPicture(pixels, f"moving-{i}"),
+                "fixed": ArrayPicture(fixed, f"fixed-{i}"),
+                "moving_labels": ArrayPicture(mask.astype(np.uint8), f"moving-labels-{i}"),
+                "fixed_labels": ArrayPicture(moved, f"fixed-labels-{i}"),
+            }
+        )
+    return lines
+
+
+MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
+    made.__name__: made
+    for made in (classification, segmentation, visual_question_answering, image_text_retrieval, registration, report_generation)
+}
