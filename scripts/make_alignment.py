@@ -31,11 +31,13 @@ def embeddings(texts: list[str]) -> Tensor:
     """(N, 384)"""
     files = [bundled.checked(file) for file in (bundled.TEXT_WEIGHTS, bundled.TEXT_CONFIG, bundled.TOKENIZER)]
     tower = minilm.load(*files)
-    parts = []
+    found = torch.empty(len(texts), 384)
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(texts), 50):
-        ids, mask = tower.tokens(texts[start : start + 50])
-        parts.append(tower.encode(tower.embed(ids), mask))
-    return torch.cat(parts)
+        rows = by_length[start : start + 50]
+        ids, mask = tower.tokens([texts[i] for i in rows])
+        found[rows] = tower.encode(tower.embed(ids), mask)
+    return found
 
 
 def photograph_features(tower: lite0.Lite0Tower) -> Tensor:
@@ -58,8 +60,9 @@ def main() -> None:
     ridge = alignment.chosen_ridge(texts, weights)
     made = alignment.align(texts, weights, ridge)
     scale = alignment.matched_scale(photograph_features(lite0.load(path)), weights, bias)
-    tensors = {"text_mean": made.text_mean.half(), "text_map": made.text_map.half().contiguous()}
-    save_file(tensors, out, metadata={"ridge": f"{ridge:g}", "scale": f"{scale:.2f}"})
+    halves = {"text_mean": made.text_mean.half(), "text_map": made.text_map.half().contiguous()}
+    numbers = {"ridge": torch.tensor(ridge, dtype=torch.double), "scale": torch.tensor(round(scale, 2), dtype=torch.double)}
+    save_file(halves | numbers, out)  # no metadata: safetensors writes it in an order of its own
     print(f"{out}: ridge {ridge:g}, scale {scale:.2f}, {out.stat().st_size} bytes")
 
 

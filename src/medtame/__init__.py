@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from medtame.compare import compare
+    from medtame.comparison import compare
     from medtame.errors import MedtameError
-    from medtame.run import adapt, encoder, load, open  # noqa: A004
+    from medtame.run import adapt, encoder, load, open
 
 __all__ = ["MedtameError", "__version__", "adapt", "compare", "encoder", "load", "open"]
 
-_HOME = {"adapt": "run", "encoder": "run", "load": "run", "open": "run", "compare": "compare", "MedtameError": "errors"}
+_HOME = {"adapt": "run", "encoder": "run", "load": "run", "open": "run", "compare": "comparison", "MedtameError": "errors"}
 
 
 def __getattr__(name: str) -> Any:

@@ -101,7 +101,7 @@ def compare(
 ) -> None:
     """Which adaptation works on these images: a table, a report, and the best method saved as a run."""
     from medtame import terminal
-    from medtame.compare import compare as compared
+    from medtame.comparison import compare as compared
     from medtame.config import shots_of
 
     opened = loaded(data, task, columns, root, settings, prompts, allow_leakage=allow_leakage)

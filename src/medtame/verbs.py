@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medtame import catalogue
-from medtame.compare import Comparison, Progress, compare, seen
+from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError, PairError, RunError

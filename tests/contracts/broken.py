@@ -98,8 +98,6 @@ class Refittable(Prototypes):
 
 @dataclass(frozen=True)
 class DoublesItsSettings(Honest):
-    strength: float = 1.0
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "strength", 2 * self.strength)
 
@@ -179,9 +177,6 @@ class RoundedAdapted(Prototypes):
 @dataclass(frozen=True)
 class AddressAdapted(Prototypes):
     server: str
-
-    def answer(self, query: Query) -> Answer:
-        return Scores(query.features() @ self.values.T)
 
 
 @dataclass(frozen=True)
@@ -267,6 +262,12 @@ class Descends(Learner):
 
     def taken_up(self, resume: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
         return resume
+
+
+@dataclass(frozen=True)
+class LearnsFromNothing(Descends):
+    def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:
+        return super().learn(replace(problem.take([]), targets=problem.targets[:0]), resume)
 
 
 @dataclass(frozen=True)

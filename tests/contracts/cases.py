@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from medtame import catalogue, state
 from medtame import run as path
 from medtame.data.samples import ManifestSamples
 from medtame.encoders.towers import TowerEncoder
+from medtame.learning.loop import Step
 from medtame.run import Run
 from medtame.strategies.base import Method
 from medtame.tasks.base import Task
@@ -55,7 +57,11 @@ class Case:
 
     def fit(self, **changes: Any) -> Run:
         case = replace(self, **changes)
-        return path.fitted(case.train, case.task, case.method, case.encoder, seed=3)
+        return path.fitted(case.train, case.task, case.method, case.encoder, seed=3, watch=case.steady)
+
+    def steady(self, step: Step) -> None:
+        """Every step of every fit has a loss: none is taken on nothing."""
+        assert math.isfinite(step.loss), f"{self.name}: the loss of step {step.number} is {step.loss}"
 
     def problem(self) -> Problem:
         return self.task.frame(self.train, path.meet(self.task, self.method)).problem(self.train, self.encoder, 3)

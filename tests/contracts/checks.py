@@ -194,10 +194,10 @@ def classes_permuted(case: Case) -> None:
 
 
 def starts_at_zero_shot(case: Case, zero_shot: Method) -> None:
-    """With no step made, and one prompt a class, its answers are those of zero_shot."""
+    """With no step made, one prompt a class and no words a row, its answers are those of zero_shot."""
     learner, named = isinstance(case.method, Learner), has(case.method, "steps")
     assert named or not learner, f"{case.name}: says that it starts at zero-shot and has no setting `steps`"
-    task = replace(case.task, templates=("an image of {}",)) if has(case.task, "templates") else case.task  # type: ignore[call-arg]
+    task = replace(case.task, templates=("an image of {}",))  # type: ignore[call-arg]
     start, plain = case.fit(task=task, method=with_steps(case.method, 0)), case.fit(task=task, method=zero_shot)
     apart = distance(ask(start, case.test), ask(plain, case.test))
     assert apart <= NEAR, f"{case.name}: with no step made it differs from zero_shot by {apart:.2g}"

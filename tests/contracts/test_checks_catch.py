@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import broken
 import checks
 import pytest
 import sources
+import torch
 from cases import Case, answers_of_fresh_process, case
 
 from doubles import tiny_encoder
@@ -20,15 +21,21 @@ from medtame.strategies.base import Method
 from medtame.strategies.direct_use.zero_shot import ZeroShot
 from medtame.tasks.classification import Classification
 
+ENCODER = tiny_encoder()
+
 
 @pytest.fixture(autouse=True)
-def shelved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The broken methods lie on the catalogue's shelf."""
+def shelved(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The broken methods lie on the catalogue's shelf; one thread, as in the fresh process."""
     broken.shelve(monkeypatch)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def of(method: Method, task: Classification | None = None) -> Case:
-    made = case(method, Classification(), tiny_encoder())
+    made = case(method, Classification(), ENCODER)
     return made if task is None else replace(made, task=task.settled(made.train))
 
 
@@ -124,6 +131,11 @@ def test_12_a_task_that_tells_the_truth_and_a_method_that_learns_nothing() -> No
         checks.shuffled_labels_are_not_learned, honest, of(broken.Honest(), broken.TellingClassification()), "fitted on shuffled labels"
     )
     catches(checks.true_labels_are_learned, honest, of(broken.FailsToLearn()), "reaches 0.33")
+
+
+def test_a_learner_that_learns_from_nothing() -> None:
+    with pytest.raises(AssertionError, match="the loss of step 1 is nan"):
+        of(broken.LearnsFromNothing()).fit()
 
 
 def test_13_tasks_that_leak() -> None:

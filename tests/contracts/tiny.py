@@ -25,11 +25,11 @@ def tiny(task: str, seed: int = 0) -> tuple[ManifestSamples, ManifestSamples]:
 
 
 def samples(lines: Lines, part: str) -> ManifestSamples:
-    """Lines as samples; the first third of the images come two a patient."""
+    """Lines as samples; the first half of the images come two a patient."""
     columns = {name: [line.get(name) for line in lines] for name in dict.fromkeys(name for line in lines for name in line)}
     number = columns.pop("number")
-    third = (max(number) + 1) // 3
-    patients = [f"{part}-{n // 2 if n < third else n}" for n in number]
+    half = (max(number) + 1) // 2
+    patients = [f"{part}-{n // 2 if n < half else n}" for n in number]
     return ManifestSamples(columns, np.array(patients))
 
 
@@ -46,16 +46,17 @@ def classification(random: np.random.Generator, n: int) -> Lines:
 
 
 def segmentation(random: np.random.Generator, n: int) -> Lines:
-    """Two lines an image, one a structure; an absent structure has an empty mask, an unknown one no line or no mask."""
+    """A bright disc beside a dark one, two lines an image; two images have none; a structure without mask or line is unknown."""
     lines: Lines = []
-    for i, (kind, _, image, mask) in enumerate(images(random, n // 2)):
-        for structure in ("bright", "dark"):
-            known = (mask & (kind == structure)).astype(np.uint8)
-            lines.append(
-                {"number": i, "image": image, "mask": ArrayPicture(known, f"mask-{i}-{structure}"), "prompt": f"a {structure} disc"}
-            )
-    lines[3]["mask"] = None
-    del lines[6]
+    for i in range(n // 2):
+        bright, dark = SIDES[:: 1 - i % 2 * 2] if i > 1 else (None, None)
+        first, second = (disc(kind if side else "nothing", side or "left", random) for kind, side in (("bright", bright), ("dark", dark)))
+        image = ArrayPicture(np.clip(first[0] + second[0] - 0.5, 0, 1), f"image-{i}")
+        for structure, (_, mask) in (("bright", first), ("dark", second)):
+            drawn = ArrayPicture(mask.astype(np.uint8), f"mask-{i}-{structure}")
+            lines.append({"number": i, "image": image, "mask": drawn, "prompt": f"a {structure} disc"})
+    lines[5]["mask"] = None
+    del lines[8]
     return lines
 
 
@@ -88,7 +89,7 @@ def sentence(kind: str, side: str) -> str:
 def registration(random: np.random.Generator, n: int) -> Lines:
     """Pairs whose fixed image is the moving one, displaced by a smooth field of up to 3 pixels."""
     lines: Lines = []
-    for i in range(n // 4):
+    for i in range(n // 6):
         pixels, mask = disc(("bright", "dark")[i % 2], SIDES[i // 2 % 2], random)
         pixels = ndimage.gaussian_filter(pixels, 1)
         rows, columns = np.mgrid[: pixels.shape[0], : pixels.shape[1]].astype(np.float64)
@@ -111,4 +112,12 @@ def registration(random: np.random.Generator, n: int) -> Lines:
 MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
     made.__name__: made
     for made in (classification, segmentation, visual_question_answering, image_text_retrieval, registration, report_generation)
+}
+
+# What keeps a task or a method small. Methods with a setting `steps` make three without being named here.
+TASK_SETTINGS: dict[str, dict[str, Any]] = {"segmentation": {"side": 8, "size": 32}}
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "b_spline": {"cells": 3, "iterations": 3},
+    "demons": {"iterations": (3, 3)},
+    "instance_optimisation": {"cells": (4, 8)},
 }

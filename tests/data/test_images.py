@@ -100,8 +100,7 @@ def test_constant_and_almost_constant_images_warn_of_nothing(tmp_path: Path) -> 
         warnings.simplefilter("error")
         assert not save(Image.fromarray(np.full((4, 4), 700, np.uint16)), tmp_path / "a.png").array().any()
         kept = save(Image.fromarray(almost), tmp_path / "b.png").array()
-    assert kept[3, 4, 0] == 1
-    assert kept.sum() == 1
+    assert kept[3, 4, 0] == kept.sum() == 1
 
 
 def test_nan_counts_as_the_lowest_value(tmp_path: Path) -> None:
@@ -109,8 +108,7 @@ def test_nan_counts_as_the_lowest_value(tmp_path: Path) -> None:
     holed = pixels.copy()
     holed[10, 10], holed[11, 11] = np.nan, np.inf
     read = save(Image.fromarray(holed), tmp_path / "a.tif").array()
-    assert read[10, 10, 0] == 0
-    assert read[11, 11, 0] == 1
+    assert (read[10, 10, 0], read[11, 11, 0]) == (0, 1)
     low, high = np.percentile(holed[np.isfinite(holed)].astype(np.float64), (0.5, 99.5))
     assert np.allclose(read[0], np.clip((pixels[0] - low) / (high - low), 0, 1)[:, None], atol=1e-6)
 
@@ -122,8 +120,7 @@ def test_palette_cmyk_and_alpha(tmp_path: Path) -> None:
     assert np.allclose(saved.array()[0] * 255, [[10, 20, 30], [40, 50, 60]])
     assert saved.values().tolist() == [[0, 1], [2, 1]]
     cmyk = save(Image.new("CMYK", (2, 2), (0, 255, 0, 0)), tmp_path / "c.tif").array()
-    assert cmyk.shape == (2, 2, 3)
-    assert np.allclose(cmyk[0, 0], [1, 0, 1])
+    assert np.allclose(cmyk, np.broadcast_to([1, 0, 1], (2, 2, 3)))
     clear = save(Image.new("RGBA", (2, 2), (200, 100, 50, 51)), tmp_path / "r.png").array()
     assert np.allclose(clear[0, 0] * 255, [40, 20, 10])
     grey = save(Image.new("LA", (2, 2), (200, 51)), tmp_path / "l.png").array()
@@ -251,7 +248,7 @@ def test_a_broken_dicom_never_shows_a_tag(tmp_path: Path) -> None:
     made.path.write_bytes(whole[:-40])
     with pytest.raises(ImageError, match=r"^a\.dcm cannot be read") as caught:
         made.array()
-    assert not {"Secret", "4711"} & set(str(caught.value).replace("^", " ").replace("-", " ").split())
+    assert not any(secret in str(caught.value) for secret in ("Secret", "4711"))
     assert caught.value.__suppress_context__
     assert patient_of(made.path) == b"ID-4711"
 
@@ -360,7 +357,6 @@ def test_digest_names_bytes_and_frame_and_not_the_name(tmp_path: Path) -> None:
         save(Image.new("L", (4, 4), value), tmp_path / name)
     a, b, c = (picture(tmp_path / name).digest() for name in ("a.png", "b.png", "c.png"))
     assert a == b != c
-    assert len(a) == 64
     assert picture(tmp_path / "a.png", 0).digest() != a
 
 

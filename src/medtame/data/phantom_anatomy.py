@@ -14,8 +14,8 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from scipy.interpolate import BSpline
-from scipy.ndimage import map_coordinates
+import torch
+from torch.nn.functional import grid_sample
 
 from medtame.errors import MissingExtraError
 from medtame.types import Array
@@ -24,6 +24,7 @@ FIELD_MM = 208.0
 CENTRE_MNI_MM = (0.0, -17.0)  # where the picture's centre lies in MNI space: x to the patient's right, y to the front
 LEVELS_MM = (8, 12, 16, 20, 24, 28, 32)  # heights of the axial slices in MNI space
 CONTROLS = 9  # control points of the deformation along each axis
+BRAIN = 0.1  # T1 above this is brain
 BACKGROUND, CSF, GREY, WHITE = range(4)
 
 
@@ -60,7 +61,7 @@ def load_template() -> Template:
     """
     package = find_spec("nilearn")
     if package is None or not package.submodule_search_locations:
-        raise MissingExtraError('the phantom deforms the brain that nilearn ships, and nilearn is not installed: pip install "medtame[demo]"')
+        raise MissingExtraError('nilearn, whose brain the phantom deforms, is not installed: pip install "medtame[demo]"')
     folder = Path(package.submodule_search_locations[0]) / "datasets" / "data"
     volumes = [nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz") for name in ("t1", "gm", "wm")]
     x, y, z = (float(offset) for offset in volumes[0].affine[:3, 3])
@@ -70,9 +71,10 @@ def load_template() -> Template:
 
 
 def spline(positions_mm: Array, controls: int) -> Array:
-    """(N, controls) weights of a clamped cubic B-spline over the field; a row sums to one."""
-    inside = np.clip(positions_mm, 0, FIELD_MM)
-    return np.asarray(BSpline.design_matrix(inside, _knots(controls), 3).toarray())
+    """(N, controls) weights of a uniform cubic B-spline over the field; a row sums to one."""
+    steps = np.clip(positions_mm, 0, FIELD_MM)[:, None] / FIELD_MM * (controls - 3)
+    away = np.abs(steps - np.arange(-1, controls - 1))
+    return np.where(away < 1, 2 / 3 - away**2 + away**3 / 2, np.clip(2 - away, 0, None) ** 3 / 6)
 
 
 def pixel_centres_mm(size: int) -> Array:
@@ -86,9 +88,9 @@ def smooth_field(controls: Array, size: int) -> Array:
 
 
 def displacement_mm(controls: Array, points_mm: Array) -> Array:
-    """u (N, 2) at points (N, 2), x before y; controls (2, G, G)."""
+    """The displacement u (N, 2) at points (N, 2), x before y; controls (2, G, G)."""
     across, down = (spline(points_mm[:, axis], controls.shape[-1]) for axis in (0, 1))
-    return np.einsum("ni,kij,nj->nk", down, controls, across)
+    return np.asarray(np.einsum("ni,kij,nj->nk", down, controls, across))
 
 
 def displacement(controls: Array, size: int) -> Array:
@@ -107,8 +109,7 @@ def random_deformation(strength_mm: float, rng: np.random.Generator) -> Array:
     """(2, G, G) control values in mm: a small affine part and a smooth random part, weakened until no place shrinks below a third."""
     turn, scales = rng.normal(0, 0.006 * strength_mm), rng.normal(1, 0.006 * strength_mm, 2)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * scales
-    knots = _knots(CONTROLS)
-    own = (knots[1:-3] + knots[2:-2] + knots[3:-1]) / 3 - FIELD_MM / 2  # a spline whose control i is own[i] is the identity
+    own = np.arange(-1, CONTROLS - 1) * FIELD_MM / (CONTROLS - 3) - FIELD_MM / 2  # the spline of these values is the position itself
     grid = np.stack(np.meshgrid(own, own))
     affine = np.einsum("ij,jhw->ihw", matrix - np.eye(2), grid) + rng.normal(0, 0.3 * strength_mm, (2, 1, 1))
     wave = rng.normal(0, strength_mm, (2, CONTROLS, CONTROLS))
@@ -120,30 +121,32 @@ def random_deformation(strength_mm: float, rng: np.random.Generator) -> Array:
 def deformed(template: Template, level_mm: int, controls: Array, size: int) -> Anatomy:
     """The template's slice as this patient has it."""
     centres = pixel_centres_mm(size)
-    x, y = np.stack(np.meshgrid(centres, centres)) + smooth_field(controls, size) - FIELD_MM / 2
-    voxels = np.stack([CENTRE_MNI_MM[0] - x - template.origin_mm[0], CENTRE_MNI_MM[1] - y - template.origin_mm[1]])
-    t1, grey, white = (map_coordinates(plane, voxels, order=1) for plane in template.planes[level_mm])
-    tissue = np.where(t1 > 0.1, CSF + np.argmax([1 - grey - white, grey, white], axis=0), BACKGROUND)
-    return Anatomy(t1, tissue.astype(np.uint8), x)
+    x, y = np.stack(np.meshgrid(centres, centres)) + smooth_field(controls, size)
+    t1, grey, white = _sampled(template, level_mm, x, y)
+    tissue = np.where(t1 > BRAIN, CSF + np.argmax([1 - grey - white, grey, white], axis=0), BACKGROUND)
+    return Anatomy(t1, tissue.astype(np.uint8), x - FIELD_MM / 2)
 
 
 def landmarks_mm(template: Template, level_mm: int) -> Array:
     """(N, 2) common template points: those of a grid of 26 mm that lie in the brain."""
     lines = np.arange(13.0, FIELD_MM, 26.0)
-    points = np.stack(np.meshgrid(lines, lines), axis=-1).reshape(-1, 2)
-    still = np.zeros((2, CONTROLS, CONTROLS))
-    brain = deformed(template, level_mm, still, int(FIELD_MM)).brain
-    columns, rows = points.astype(int).T
-    return np.asarray(points[brain[rows, columns]])
+    x, y = np.meshgrid(lines, lines)
+    inside = _sampled(template, level_mm, x, y)[0] > BRAIN
+    return np.stack([x[inside], y[inside]], axis=1)
+
+
+def _sampled(template: Template, level_mm: int, x_mm: Array, y_mm: Array) -> Array:
+    """(3, H, W) T1, grey and white matter, linear between voxels and zero outside, at picture positions (H, W)."""
+    planes = torch.from_numpy(template.planes[level_mm])
+    mni = (CENTRE_MNI_MM[0] + FIELD_MM / 2 - x_mm, CENTRE_MNI_MM[1] + FIELD_MM / 2 - y_mm)
+    places = [2 * (mni[axis] - template.origin_mm[axis]) / (planes.shape[1 + axis] - 1) - 1 for axis in (1, 0)]
+    grid = torch.from_numpy(np.stack(places, axis=-1).astype(np.float32))
+    return np.asarray(grid_sample(planes[None], grid[None], align_corners=True)[0].numpy())
 
 
 def carried_to_patient(points_mm: Array, controls: Array) -> Array:
-    """(N, 2) where template points lie in the patient: p + u(p) = q, by Newton steps with the template's own slope left out."""
+    """(N, 2) where template points lie in the patient: p + u(p) = q, by damped fixed-point steps."""
     places = points_mm
-    for _ in range(60):
+    for _ in range(40):
         places = 0.5 * places + 0.5 * (points_mm - displacement_mm(controls, places))
     return places
-
-
-def _knots(controls: int) -> Array:
-    return np.concatenate([np.zeros(3), np.linspace(0, FIELD_MM, controls - 2), np.full(3, FIELD_MM)])

@@ -78,16 +78,16 @@ def _blob(place: _Place, radius_mm: float, rng: np.random.Generator) -> Array:
     along = (x - x0) * np.cos(angle) + (y - y0) * np.sin(angle)
     across = (y - y0) * np.cos(angle) - (x - x0) * np.sin(angle)
     round_mm = radius_mm - np.hypot(along / stretch, across * stretch)
-    return np.asarray(round_mm + _wave(0.14 * radius_mm, len(place.anatomy.t1), rng))
+    return np.asarray(round_mm + _wave(0.1 * radius_mm, len(place.anatomy.t1), rng))
 
 
 def _wave(height_mm: float, size: int, rng: np.random.Generator) -> Array:
-    return smooth_field(rng.normal(0, 1.6 * height_mm, (26, 26)), size)
+    return smooth_field(rng.normal(0, 1.6 * height_mm, (21, 21)), size)
 
 
 def _tumour(place: _Place, large: bool, rng: np.random.Generator) -> tuple[Array, Array]:
     """A bright ring around a dark core."""
-    radius_mm = rng.uniform(16, 20) if large else rng.uniform(8.5, 11)
+    radius_mm = rng.uniform(19, 24) if large else rng.uniform(12, 15)
     distance = _blob(place, radius_mm, rng)
     ring_mm = rng.uniform(0.28, 0.36) * radius_mm
     return distance, 0.16 + 0.82 * np.clip((ring_mm - distance) / 2 + 0.5, 0, 1)
@@ -95,7 +95,7 @@ def _tumour(place: _Place, large: bool, rng: np.random.Generator) -> tuple[Array
 
 def _haemorrhage(place: _Place, large: bool, rng: np.random.Generator) -> tuple[Array, Array]:
     """A bright (older blood) or dark (fresh blood) blob; the bright one has a thin dark rim."""
-    radius_mm = rng.uniform(14, 18) if large else rng.uniform(7.5, 10)
+    radius_mm = rng.uniform(19, 23) if large else rng.uniform(12, 15)
     distance = _blob(place, radius_mm, rng)
     if rng.random() < 0.5:
         return distance, np.full_like(distance, 0.08)
@@ -110,7 +110,7 @@ def _white_matter_lesions(place: _Place, large: bool, rng: np.random.Generator) 
     smallest_mm = 0.8 * place.anatomy.spacing_mm
     distance = np.full(place.anatomy.t1.shape, -np.inf)
     for _ in range(count):
-        radius_mm = max(smallest_mm, rng.uniform(3.0, 4.6) if large else rng.uniform(2.2, 3.2))
+        radius_mm = max(smallest_mm, rng.uniform(3.4, 5.0) if large else rng.uniform(2.6, 3.6))
         x0, y0 = place.centre_mm(white, radius_mm, rng)
         distance = np.maximum(distance, radius_mm - np.hypot((x - x0) * rng.uniform(0.8, 1.25), (y - y0) * rng.uniform(0.8, 1.25)))
     return distance, np.full_like(distance, 0.96)
@@ -118,8 +118,8 @@ def _white_matter_lesions(place: _Place, large: bool, rng: np.random.Generator) 
 
 def _infarct(place: _Place, large: bool, rng: np.random.Generator) -> tuple[Array, Array]:
     """A darker wedge whose base is the cortex."""
-    length_mm = rng.uniform(40, 48) if large else rng.uniform(24, 30)
-    half_angle = np.radians(rng.uniform(30, 36) if large else rng.uniform(20, 26))
+    length_mm = rng.uniform(50, 58) if large else rng.uniform(36, 41)
+    half_angle = np.radians(rng.uniform(38, 44) if large else rng.uniform(27, 32))
     edge = place.anatomy.brain & (place.depth_mm() < 4)
     base = place.centre_mm(edge, 20, rng)
     x, y = place.grid_mm()
@@ -132,7 +132,7 @@ def _infarct(place: _Place, large: bool, rng: np.random.Generator) -> tuple[Arra
     to_side = along * np.sin(half_angle) - across * np.cos(half_angle)
     to_arc = 1.2 * length_mm - np.hypot(along, across)
     distance = np.minimum(to_side, to_arc) + _wave(1.6, len(place.anatomy.t1), rng)
-    return distance, np.full_like(distance, 0.2)
+    return distance, np.full_like(distance, 0.12)
 
 
 _DRAWN: Mapping[str, Callable[[_Place, bool, np.random.Generator], tuple[Array, Array]]] = MappingProxyType(

@@ -84,11 +84,11 @@ def entropy(logits: Tensor) -> float:
 
 
 def scale_of(path: Path) -> float:
-    """The logit scale that an alignment file states. No tensor is read. Raises EncoderError."""
+    """The logit scale that an alignment file states; its large tensors are not read. Raises EncoderError."""
     try:
         with safe_open(path, "pt") as file:
-            return float(file.metadata()["scale"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return float(file.get_tensor("scale"))
+    except (OSError, SafetensorError) as error:
         raise EncoderError(f"{path} is no alignment file ({type(error).__name__}): reinstall medtame") from None
 
 

@@ -5,7 +5,7 @@ on the image features is not: that gap is the domain gap, and the honest startin
 `medtame[demo]`, or from one folder that holds them, and are checked by their SHA-256.
 
 Images are stretched to 224 x 224, whole. A plain probe (logistic regression, C = 100, balanced accuracy at 1 / 4 / 16 / all
-images a class) gets .484 / .610 / .705 / .737 on chest X-rays and .408 / .542 / .651 / .805 on breast ultrasound. Padding to a
+images a class) gets .484 / .610 / .705 / .733 on chest X-rays and .408 / .542 / .650 / .805 on breast ultrasound. Padding to a
 square with black gets .534 / .647 / .727 / .773 on the X-rays, but there one class alone has images that are not square: the
 border gives the answer away, and the stretch does not.
 """

@@ -1,1 +1,1 @@
-
+"""Features: the cached encoder and the store on disk."""

@@ -39,6 +39,12 @@ def resized_field(displacement: Tensor, size: Sequence[int]) -> Tensor:
     return nn.functional.interpolate(displacement, tuple(size), mode="bilinear", align_corners=False)
 
 
+def in_pixels(displacement: Tensor) -> Tensor:
+    """A displacement (N, 2, H, W) in fractions as one in pixels of its own grid."""
+    height, width = displacement.shape[2:]
+    return displacement * displacement.new_tensor([width, height])[:, None, None]
+
+
 def smooth_field(knots: Tensor, size: Sequence[int]) -> Tensor:
     """The cubic B-spline field (N, 2, H, W) of control points (N, 2, h, w), h and w at least 4, at any size (Rueckert et al. 1999).
 
@@ -73,14 +79,23 @@ def local_correlation(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
 
 
 def bending(displacement: Tensor) -> Tensor:
-    """(N,) mean bending energy xx^2 + yy^2 + 2 xy^2 of displacements (N, 2, H, W); 0 for all affine ones.
+    """(N,) mean bending energy xx^2 + yy^2 + 2 xy^2 of displacements (N, 2, H, W), at least 3 a side; 0 for all affine ones.
 
     Lengths are in units of the geometric mean of the sides, so the value depends neither on the resolution nor on the aspect.
     """
-    height, width = displacement.shape[2:]
-    side = (height * width) ** 0.5
-    pixels = displacement * displacement.new_tensor([width, height])[:, None, None]
+    pixels = in_pixels(displacement)
     xx = pixels.diff(n=2, dim=3)[:, :, 1:-1]
     yy = pixels.diff(n=2, dim=2)[..., 1:-1]
     xy = (pixels[:, :, 2:, 2:] - pixels[:, :, :-2, 2:] - pixels[:, :, 2:, :-2] + pixels[:, :, :-2, :-2]) / 4
-    return side**2 * (xx.square() + yy.square() + 2 * xy.square()).sum(1).mean((1, 2))
+    return displacement[0, 0].numel() * (xx.square() + yy.square() + 2 * xy.square()).sum(1).mean((1, 2))
+
+
+def crowding(displacement: Tensor, least: float) -> Tensor:
+    """(N,) mean of what the area of a mapped pixel lacks to `least`, at the four corners of each cell; with least = 0, of folds."""
+    across, down = (in_pixels(displacement).diff(dim=dim) for dim in (3, 2))
+    lacks = []
+    for rows in (slice(None, -1), slice(1, None)):
+        for columns in (slice(None, -1), slice(1, None)):
+            a, b = across[:, :, rows], down[..., columns]
+            lacks.append((least - (1 + a[:, 0]) * (1 + b[:, 1]) + a[:, 1] * b[:, 0]).clamp(min=0))
+    return torch.stack(lacks).mean((0, 2, 3))

@@ -13,7 +13,6 @@ from medtame.errors import DataError
 from medtame.metrics.statistic import Statistic
 from medtame.types import Answer, Array, Encoder, Kind, Predicted, Problem, Query, Samples
 
-
 Rows = TypeVar("Rows", bound=Samples)
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from medtame.errors import DataError, PairError
 from medtame.metrics.segmentation import segmentation
 from medtame.metrics.statistic import Mean, Statistic
-from medtame.tasks.base import Frame, Task
+from medtame.tasks.base import Frame, Rows, Task
 from medtame.types import Answer, Array, Candidates, Encoder, Grids, Kind, Predicted, Problem, Query, Samples, Scores
 
 BACKGROUND = "background"
@@ -129,7 +129,7 @@ class Segmentation(Task):
     side: Annotated[int, Field(gt=1)] = 28
     size: Annotated[int, Field(ge=32)] = 224
 
-    def usable(self, samples: Samples) -> Samples:
+    def usable(self, samples: Rows) -> Rows:
         samples = super().usable(samples)
         prompts = samples.column("prompt")
         rows = [row for row, prompt in enumerate(prompts) if not self.structures or prompt in self.structures]
@@ -159,7 +159,7 @@ def first_lines(samples: Samples) -> Array:
     """(N,) for each line the first of the lines before it, without a gap, that show the same image."""
     images = samples.column("image")
     new = np.array([line == 0 or images[line] != images[line - 1] for line in range(len(images))], dtype=bool)
-    return np.flatnonzero(new)[np.cumsum(new) - 1]
+    return np.asarray(np.flatnonzero(new)[np.cumsum(new) - 1])
 
 
 def every_image(samples: Samples, names: tuple[str, ...]) -> Samples:
@@ -196,7 +196,7 @@ def area_shares(mask: Array, side: int) -> Tensor:
 
 def at_size(mask: Array, size: tuple[int, ...]) -> Array:
     if mask.shape == size:
-        return mask > 0
+        return np.asarray(mask > 0)
     return np.asarray(interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact")[0, 0] > 0)
 
 

@@ -19,8 +19,17 @@ from medtame.types import Adapted, Encoder, Problem
 
 
 def adaptable(tower: nn.Module) -> list[str]:
-    """Names of the layers that take a low-rank change: linear layers and pointwise convolutions."""
-    linear = [name for name, layer in tower.named_modules() if isinstance(layer, nn.Linear)]
+    """Names of the layers that take a low-rank change: linear layers and pointwise convolutions.
+
+    Layers inside torch's own attention and encoder layers are left out: these read the weights without calling the layer, so a
+    change around it would be passed by in silence.
+    """
+    fused = [name for name, layer in tower.named_modules() if isinstance(layer, (nn.MultiheadAttention, nn.TransformerEncoderLayer))]
+    linear = [
+        name
+        for name, layer in tower.named_modules()
+        if isinstance(layer, nn.Linear) and not any(name.startswith(f"{inside}.") for inside in fused)
+    ]
     pointwise = [
         name for name, layer in tower.named_modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
     ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -122,7 +124,7 @@ class Grid:
                 arrays = {name: stored[name] for name in stored.files}
             about = json.loads(arrays.pop("about").tobytes())
             return Outcome(from_arrays(about["statistics"], arrays), about["cost"], tuple(about["notes"]))
-        except (ValueError, KeyError, OSError, EOFError):
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error, RunError):
             path.unlink()
             return None
 

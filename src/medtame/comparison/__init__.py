@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from medtame import catalogue
-from medtame.compare import budget, choice, controls, seen, table
-from medtame.compare.grid import Grid, Outcome, Shots, parts_of, settle_folder
+from medtame.comparison import budget, choice, controls, seen, table
+from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
 from medtame.data.splits import folds
 from medtame.errors import PairError, SettingsError
 from medtame.metrics import LOWER_IS_BETTER

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from medtame.compare.grid import Cell, Grid, Shots
+from medtame.comparison.grid import Cell, Grid, Shots
 
 LEAST_DRAWS = 3
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medtame.compare.grid import Grid, Shots
+from medtame.comparison.grid import Grid, Shots
 from medtame.data.samples import ManifestSamples
 from medtame.data.splits import folds
 from medtame.errors import MedtameError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medtame import catalogue
-from medtame.compare.grid import Outcome, Shots
+from medtame.comparison.grid import Outcome, Shots
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import Interval, TwoWay, difference, harm_rate, resampled_draws, two_way
 from medtame.strategies.base import Method

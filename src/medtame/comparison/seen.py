@@ -6,6 +6,7 @@ import base64
 import io
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-import medtame
 from medtame import catalogue
-from medtame.compare.choice import Choice
-from medtame.compare.grid import Grid, Outcome, Shots
-from medtame.compare.table import Resampling
+from medtame.comparison.choice import Choice
+from medtame.comparison.grid import Grid, Outcome, Shots
+from medtame.comparison.table import Resampling
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.report import model_card
 from medtame.run import Run, fitted, identity
@@ -98,7 +98,7 @@ def prompts(run: Run) -> dict[str, list[str]]:
 
 def environment() -> dict[str, Any]:
     return {
-        "medtame": medtame.__version__,
+        "medtame": version("medtame"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from medtame.compare.grid import Cell, Grid, Outcome, Shots
-from medtame.compare.table import Resampling
+from medtame.comparison.grid import Cell, Grid, Outcome, Shots
+from medtame.comparison.table import Resampling
 from medtame.metrics.statistic import Statistic, joined
 from medtame.run import Run, answer, fitted
 from medtame.trust.controls import ARMS, Arm, applicable, reworded, reworded_problem, verdict, with_images

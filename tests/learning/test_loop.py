@@ -1,0 +1,58 @@
+"""The loop of learning: against torch's own optimiser, and resumed bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from medtame.learning.loop import Descent, descend, finish, warm_cosine
+
+
+def problem() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(30, 4, generator=generator), torch.randn(30, generator=generator)
+
+
+def test_a_full_batch_step_of_sgd_is_the_gradient_times_the_rate():
+    x, y = problem()
+    weight = torch.zeros(4)
+    how = Descent(steps=1, learning_rate=0.1, batch=30, optimiser="sgd")
+    learnt = finish(descend({"w": weight}, lambda rows: (x[rows] @ weight - y[rows]).square().mean(), how, n=30, seed=0))
+    gradient = -2 * x.T @ y / 30
+    assert torch.allclose(learnt["w"], -0.1 * warm_cosine(1, 1, 0) * gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_resumed_equals_uninterrupted_bit_for_bit(optimiser):
+    x, y = problem()
+    how = Descent(steps=12, learning_rate=0.05, batch=7, optimiser=optimiser, weight_decay=0.01, warm_up=3)
+
+    def learn(resume=None):
+        weight = torch.zeros(4)
+        return descend({"w": weight}, lambda rows: (x[rows] @ weight - y[rows]).square().mean(), how, n=30, seed=3, resume=resume)
+
+    steps, states = learn(), []
+    while True:
+        try:
+            states.append(next(steps).state())
+        except StopIteration as done:
+            whole = done.value
+            break
+    again = finish(learn(states[4]))
+    assert torch.equal(whole["w"], again["w"])
+
+
+def test_no_step_changes_nothing():
+    weight = torch.ones(3)
+    learnt = finish(descend({"w": weight}, lambda rows: weight.sum(), Descent(steps=0, learning_rate=1.0, batch=1), n=1, seed=0))
+    assert torch.equal(learnt["w"], torch.ones(3))
+
+
+def test_the_rate_rises_over_the_warm_up_and_falls_along_half_a_cosine():
+    rates = [warm_cosine(step, 10, 2) for step in range(1, 11)]
+    assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
+    assert rates[2] == pytest.approx(1.0)
+    assert rates[6] == pytest.approx(0.5 * (1 + math.cos(math.pi * 4 / 8)))
+    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))

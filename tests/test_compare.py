@@ -1,0 +1,189 @@
+"""The grid: the same supports for all, kept cells, the budget, the choice without test rows, the record."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import medtame
+from medtame import encoders
+from medtame.comparison import budget, choice, grid_of, settled
+from medtame.comparison.grid import Cell, Outcome
+from medtame.comparison.table import Resampling
+from medtame.errors import PairError, RunError, SettingsError
+from medtame.metrics.intervals import resampled_groups
+from medtame.metrics.statistic import Mean
+from shop import family, written
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": family})
+    monkeypatch.setenv("MEDTAME_CACHE", str(tmp_path / "cache"))
+    return written(tmp_path / "data")
+
+
+METHODS = ["zero_shot", "ridge_probe", "nearest_prototype"]
+
+
+def test_the_record_holds_a_row_a_method_and_shots_and_the_run_opens(shop, tmp_path):
+    data = medtame.load(shop)
+    result = medtame.compare(data, "tiny", methods=METHODS, shots=(1, 4, "all"), draws=3, out=tmp_path / "out")
+    names = {(row["method"], row["shots"]) for row in result.rows}
+    assert names == {(m, k) for m in [*METHODS, "linear_probe"] for k in (1, 4, "all")}
+    for row in result.rows:
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert row["draws"] == (1 if row["shots"] == "all" else 3)
+    by_name = {(row["method"], row["shots"]): row for row in result.rows}
+    zero, ridge = by_name["zero_shot", "all"], by_name["ridge_probe", "all"]
+    assert ridge["gain"] == pytest.approx(ridge["mean"] - zero["mean"])
+    assert by_name["linear_probe", 4]["gain_over_probe"] == 0
+    on_disk = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert on_disk == json.loads(json.dumps(result.json()))
+    run = medtame.open(result.record["run"])
+    evaluated = run.evaluate(data.test)["balanced_accuracy"]
+    best = by_name[result.best, "all"]
+    assert evaluated.value == pytest.approx(best["mean"])
+    assert (evaluated.low, evaluated.high) == (pytest.approx(best["low"]), pytest.approx(best["high"]))
+    assert run.predict([shop.parent / "images" / "000.png"]).table[0]["prediction"] in ("bright", "dark", "nothing")
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!")
+
+
+def test_a_killed_comparison_goes_on_and_ends_as_an_unbroken_one(shop, tmp_path):
+    data = medtame.load(shop)
+
+    def kill(what, done, of):
+        if what.startswith("ridge_probe, 4"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        medtame.compare(data, "tiny", methods=METHODS, shots=(1, 4), draws=3, out=tmp_path / "broken", watch=kill)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "broken" / "cells").rglob("*.npz")}
+    assert len(kept) >= 9
+    with pytest.raises(RunError, match="--resume"):
+        medtame.compare(data, "tiny", methods=METHODS, shots=(1, 4), draws=3, out=tmp_path / "broken")
+    again = medtame.compare(data, "tiny", methods=METHODS, shots=(1, 4), draws=3, out=tmp_path / "broken", resume=True)
+    whole = medtame.compare(data, "tiny", methods=METHODS, shots=(1, 4), draws=3, out=tmp_path / "whole")
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
+    timeless = [[{k: v for k, v in row.items() if k != "fit_seconds"} for row in result.rows] for result in (again, whole)]
+    assert timeless[0] == timeless[1]
+    assert again.best == whole.best
+    with pytest.raises(RunError, match="another seed"):
+        medtame.compare(data, "tiny", methods=METHODS, shots=(1, 4), draws=3, seed=1, out=tmp_path / "whole", resume=True)
+
+
+def test_a_damaged_cell_is_made_again(shop, tmp_path):
+    grid, _ = grid_and_asked(shop, tmp_path)
+    cell = Cell("ridge_probe", 4, 0)
+    first = grid.run(cell, lambda: 0.0)
+    path = next(grid.folder.glob("*.npz"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert grid.kept(cell) is None
+    second = grid.run(cell, lambda: 0.0)
+    assert second.statistics["accuracy"].value() == first.statistics["accuracy"].value()
+
+
+def grid_and_asked(shop, tmp_path, **changes):
+    data = medtame.load(shop)
+    encoder = medtame.encoder("tiny")
+    asked = settled(data, encoder, METHODS, (1, 4), 2, "standard", 10, 0, changes.get("settings", {}))
+    return grid_of(data, encoder, asked, tmp_path / "cells"), asked
+
+
+def test_every_method_meets_the_same_supports(shop, tmp_path):
+    grid, _ = grid_and_asked(shop, tmp_path)
+    one, two = (grid.support(grid.parts[0], 4, 1)[0].column("image") for _ in range(2))
+    assert one == two
+    smaller = grid.support(grid.parts[0], 1, 1)[0].column("image")
+    assert set(smaller) <= set(one)
+    assert set(one) <= set(grid.data.train.column("image"))
+
+
+def test_test_labels_change_no_fit_and_no_choice(shop, tmp_path):
+    data = medtame.load(shop)
+    poisoned = list(data.samples.column("label"))
+    for row in data.split.test:
+        poisoned[row] = "bright"
+    other = replace(data, samples=data.samples.replaced(label=poisoned))
+    results = [
+        medtame.compare(one, "tiny", methods=METHODS, shots=(4,), draws=2, out=tmp_path / f"out{i}") for i, one in enumerate((data, other))
+    ]
+    first, second = (medtame.open(result.record["run"]) for result in results)
+    assert results[0].best == results[1].best
+    pictures = data.test.only(["image"])
+    assert np.array_equal(first.predict(pictures).arrays["scores"], second.predict(pictures).arrays["scores"])
+
+
+def test_without_a_test_part_each_row_is_measured_once_in_folds_by_patient(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": family})
+    monkeypatch.setenv("MEDTAME_CACHE", str(tmp_path / "cache"))
+    data = medtame.load(written(tmp_path / "data", split=False))
+    asked = settled(data, medtame.encoder("tiny"), METHODS, (4,), 2, "standard", 10, 0, {})
+    grid = grid_of(data, medtame.encoder("tiny"), asked, tmp_path / "cells")
+    assert len(grid.parts) == 5
+    assert sorted(np.concatenate([part.test for part in grid.parts]).tolist()) == list(range(60))
+    for part in grid.parts:
+        assert not set(data.samples.groups[part.train]) & set(data.samples.groups[part.test])
+    outcome = grid.run(Cell("ridge_probe", 4, 0), lambda: 0.0)
+    assert outcome.statistics["accuracy"].rows == 60
+
+
+def test_the_minutes_are_dealt_cheap_first_and_never_below_three_draws():
+    seconds = {"zero_shot": 0.1, "cheap": 1.0, "middle": 8.0, "dear": 1000.0}
+
+    class Timed:
+        def run(self, cell, clock):
+            return Outcome({}, {"seconds": seconds[cell.method]})
+
+    shots = (1, 4, "all")
+    plan = budget.planned(
+        Timed(), ["dear", "middle", "cheap"], ["zero_shot"], shots, 20, 5.0, 5, lambda: 0.0, lambda method: None
+    )
+    assert plan.draws["zero_shot"] == plan.draws["cheap"] == 20
+    assert 3 <= plan.draws["middle"] < 20
+    assert "dear" not in plan.draws
+    assert plan.not_run["dear"] == pytest.approx(1000 * (2 * 3 + 1 - 1 + 5) / 60)
+    spent = sum(budget.cost(seconds[name], shots, draws, 5) for name, draws in plan.draws.items())
+    assert spent <= 300
+    assert spent + budget.cost(8.0, shots, plan.draws["middle"] + 1, 5) - budget.cost(8.0, shots, plan.draws["middle"], 5) > 300
+    assert budget.planned(Timed(), ["dear"], ["zero_shot"], shots, 20, None, 5, lambda: 0.0, lambda m: None).draws == {"zero_shot": 20, "dear": 20}
+
+
+def test_at_one_shot_nothing_is_chosen_by_data(shop, tmp_path):
+    grid, _ = grid_and_asked(shop, tmp_path)
+    said = choice.chosen(grid, METHODS, "balanced_accuracy", (1,), 5, "clap", lambda method: None)
+    assert said.method == "clap"
+    assert said.how.startswith("not chosen by data")
+    chosen = choice.chosen(grid, METHODS, "balanced_accuracy", (4,), 3, "clap", lambda method: None)
+    assert chosen.method == max(chosen.scores, key=chosen.scores.get)
+    assert set(chosen.scores) == set(METHODS)
+
+
+def test_a_gain_is_positive_where_lower_is_better_and_paired_on_the_draws_that_both_have():
+    rows = Resampling(resampled_groups(np.array(["a", "b", "c", "d"]), 200, 0), 0)
+    better, worse = Mean(np.array([1.0, 2, 1, 2])), Mean(np.array([3.0, 4, 3, 4]))
+    three = [Outcome({"hd95_mm": better, "dice": better}, {})] * 3
+    one = [Outcome({"hd95_mm": worse, "dice": worse}, {})]
+    assert rows.gain(three, one, "hd95_mm").value == pytest.approx(2.0)
+    low = rows.gain(three, one, "dice")
+    assert low.value == pytest.approx(-2.0)
+    assert low.low == pytest.approx(-2.0)
+
+
+def test_names_are_checked_before_anything_is_run(shop, tmp_path):
+    data, encoder = medtame.load(shop), medtame.encoder("tiny")
+    with pytest.raises(medtame.MedtameError, match="zero_shot"):
+        settled(data, encoder, ["zeroshot"], None, 2, "standard", 10, 0, {})
+    with pytest.raises(PairError, match="does not serve"):
+        settled(data, encoder, ["affine"], None, 2, "standard", 10, 0, {})
+    with pytest.raises(SettingsError, match="above zero"):
+        settled(data, encoder, ["zero_shot"], (), 2, "standard", 10, 0, {})
+    tuning = settled(data, encoder, ["tuning"], None, 2, "standard", 10, 0, {})
+    assert set(tuning.methods) >= {"clap", "linear_probe", "lora"}
+    assert "zero_shot" not in tuning.methods
+    fast = settled(data, encoder, "fast", None, 2, "standard", 10, 0, {})
+    assert "affine" not in fast.methods
+    assert fast.minutes == 10
