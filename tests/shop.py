@@ -22,7 +22,7 @@ def written(folder: Path, n: int = 60, seed: int = 0, split: bool = True) -> Pat
         pixels, _ = disc(kind, side, random)
         Image.fromarray((pixels * 255).astype(np.uint8)).save(folder / "images" / f"{i:03d}.png")
         row = {"image": f"images/{i:03d}.png", "label": kind, "patient": f"p{i // 2}", "text": f"a {kind} disc on the {side}"}
-        rows.append(row | ({"split": "train" if i // 2 % 3 else "test"} if split else {}))
+        rows.append(row | ({"split": "train" if i // 2 % 4 else "test"} if split else {}))
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

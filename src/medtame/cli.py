@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from medtame import __version__
@@ -29,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+UsageError = typer.BadParameter.__mro__[1]  # of the click that this typer carries
 DataPath = Annotated[Path, typer.Argument(help="A manifest (CSV, TSV, Parquet) or a folder with one sub-folder a class.", metavar="DATA")]
 RunPath = Annotated[Path, typer.Argument(help="A folder that adapt or compare wrote.", metavar="RUN")]
 TaskName = Annotated[str, typer.Option("--task", help="What is asked: see `medtame tasks`.")]
@@ -316,19 +316,19 @@ def command() -> str:
     return shlex.join(["medtame", *sys.argv[1:]])
 
 
+STOPPED = 130
+
+
 def main() -> None:
     """Every user's error is one line and exit code 2; Ctrl-C is 130."""
     from medtame import terminal
 
     try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
-        terminal.complain("stopped; finished cells are kept: go on with --resume")
-        sys.exit(130)
-    except KeyboardInterrupt:
-        terminal.complain("stopped; finished cells are kept: go on with --resume")
-        sys.exit(130)
-    except click.ClickException as error:
+        code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into this code
+        if code == STOPPED:
+            terminal.complain("stopped; finished cells are kept: go on with --resume")
+        sys.exit(code)
+    except UsageError as error:
         terminal.complain(f"{error.format_message()} See: medtame --help")
         sys.exit(2)
     except MedtameError as error:

@@ -25,7 +25,8 @@ FORMAT = 1
 def save(value: Any, folder: Path, about: Mapping[str, Any]) -> None:
     """Write `value` (fitted things: tensors, plain values, frozen dataclasses of these, encoders) and `about` (plain) to `folder`."""
     tensors: dict[str, Tensor] = {}
-    config = {"format": FORMAT, "about": split(dict(about), "about", {}), "value": split(value, "run", tensors)}
+    split(dict(about), "about", {})  # refuses what is not plain
+    config = {"format": FORMAT, "about": dict(about), "value": split(value, "run", tensors)}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "weights.safetensors", lambda path: save_file(tensors or {"none": torch.zeros(1)}, path))
     write_text(folder / "config.json", json.dumps(config, indent=1, ensure_ascii=False))
@@ -50,7 +51,7 @@ def load(folder: Path, accepted: Sequence[type], encoder: Callable[[str], Encode
         raise RunError(f"the run {folder} has format {number!r}, this medtame reads {FORMAT}: fit it again")
     try:
         kinds = tuple(accepted)
-        return join(config["value"], tensors, kinds, encoder), join(config["about"], {}, kinds, encoder)
+        return join(config["value"], tensors, kinds, encoder), config["about"]
     except (KeyError, TypeError, AttributeError, ImportError) as error:
         raise RunError(f"the run {folder} does not fit this version of medtame ({error}): fit it again") from None
 

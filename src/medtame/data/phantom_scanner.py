@@ -39,9 +39,9 @@ class Scanner:
 
 GRADES: Mapping[str, Grade] = MappingProxyType(
     {
-        "easy": Grade(lesion_contrast=1.0, noise=0.01, texture=0.01, deformation_mm=2.5),
-        "standard": Grade(lesion_contrast=0.55, noise=0.035, texture=0.025, deformation_mm=3.5),
-        "hard": Grade(lesion_contrast=0.36, noise=0.055, texture=0.035, deformation_mm=4.5),
+        "easy": Grade(lesion_contrast=1.0, noise=0.006, texture=0.006, deformation_mm=2.0),
+        "standard": Grade(lesion_contrast=0.54, noise=0.035, texture=0.025, deformation_mm=3.0),
+        "hard": Grade(lesion_contrast=0.4, noise=0.055, texture=0.035, deformation_mm=4.0),
     }
 )
 SCANNERS = (

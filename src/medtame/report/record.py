@@ -203,6 +203,15 @@ def checked(values: Mapping[str, Any]) -> Record:
         raise RunError(f"this is not a record of a comparison: {first(error)}") from None
 
 
+def finite(value: Any) -> Any:
+    """Plain values with None for a number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def first(error: ValidationError) -> str:
     """The first thing that is wrong, in one line: where, what, and what was got."""
     wrong = error.errors(include_url=False)[0]

@@ -36,9 +36,13 @@ class Images:
 
 
 def seen(query: Query) -> Images:
-    """The encoder's grid and the pixels of the images that rows ask about, each image once, in little memory."""
+    """The encoder's maps and the pixels of the images that rows ask about, each image once, in little memory.
+
+    The coarsest map, of 7 x 7 cells say, is left out where there are finer ones: it tells what is shown, hardly where.
+    """
     query = query.take(np.arange(len(query)))
-    scales = tuple(scale.half() for scale in query.encoder.grid(query.samples))
+    grid = query.encoder.grid(query.samples)
+    scales = tuple(scale.half() for scale in grid[1:] or grid)
     return Images(scales, query.samples.pixels(size=query.size).expand(-1, 3, -1, -1).half(), torch.as_tensor(query.source))
 
 
