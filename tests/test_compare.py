@@ -131,25 +131,48 @@ def test_without_a_test_part_each_row_is_measured_once_in_folds_by_patient(tmp_p
     assert outcome.statistics["accuracy"].rows == 60
 
 
+class Timed:
+    """A grid in which a cell takes the seconds of its method; `slow` is a learner that can be glimpsed."""
+
+    seconds = {"zero_shot": 0.1, "cheap": 1.0, "middle": 8.0, "dear": 1000.0, "slow": 500.0}  # noqa: RUF012
+
+    def __init__(self):
+        self.ran = []
+
+    def run(self, cell, clock):
+        self.ran.append(cell.method)
+        return Outcome({}, {"seconds": self.seconds[cell.method] * (2 if cell.shots == "all" else 1)})
+
+    def glimpse(self, cell, clock):
+        return self.seconds["slow"] if cell.method == "slow" else None
+
+
 def test_the_minutes_are_dealt_cheap_first_and_never_below_three_draws():
-    seconds = {"zero_shot": 0.1, "cheap": 1.0, "middle": 8.0, "dear": 1000.0}
+    grid, shots = Timed(), (1, 4, "all")
+    plan = budget.planned(grid, ["slow", "dear", "middle", "cheap"], ["zero_shot"], shots, 20, 6.0, 5, lambda: 0.0, lambda method: None)
 
-    class Timed:
-        def run(self, cell, clock):
-            return Outcome({}, {"seconds": seconds[cell.method]})
+    def spent(name, draws):
+        one = Timed.seconds[name]
+        return one * draws * 2 + 2 * one + 5 * 2 * one
 
-    shots = (1, 4, "all")
-    plan = budget.planned(
-        Timed(), ["dear", "middle", "cheap"], ["zero_shot"], shots, 20, 5.0, 5, lambda: 0.0, lambda method: None
-    )
     assert plan.draws["zero_shot"] == plan.draws["cheap"] == 20
     assert 3 <= plan.draws["middle"] < 20
-    assert "dear" not in plan.draws
-    assert plan.not_run["dear"] == pytest.approx(1000 * (2 * 3 + 1 - 1 + 5) / 60)
-    spent = sum(budget.cost(seconds[name], shots, draws, 5) for name, draws in plan.draws.items())
-    assert spent <= 300
-    assert spent + budget.cost(8.0, shots, plan.draws["middle"] + 1, 5) - budget.cost(8.0, shots, plan.draws["middle"], 5) > 300
-    assert budget.planned(Timed(), ["dear"], ["zero_shot"], shots, 20, None, 5, lambda: 0.0, lambda m: None).draws == {"zero_shot": 20, "dear": 20}
+    assert plan.not_run["dear"] == pytest.approx(spent("dear", 3) / 60)
+    assert plan.not_run["slow"] == pytest.approx((500 * (3 + 3 + 1) + 5 * 500) / 60)
+    assert "slow" not in grid.ran
+    total = sum(spent(name, draws) for name, draws in plan.draws.items())
+    assert total <= 360 < total - spent("middle", plan.draws["middle"]) + spent("middle", plan.draws["middle"] + 1)
+    assert budget.planned(Timed(), ["dear"], ["zero_shot"], shots, 20, None, 5, lambda: 0.0, lambda m: None).draws == {
+        "zero_shot": 20,
+        "dear": 20,
+    }
+
+
+def test_a_glimpse_extrapolates_the_first_steps_of_a_learner(shop, tmp_path):
+    grid, _ = grid_and_asked(shop, tmp_path)
+    ticks = iter(range(1000))
+    assert grid.glimpse(Cell("clap", 4, 0), lambda: float(next(ticks))) == pytest.approx(300.0)
+    assert grid.glimpse(Cell("ridge_probe", 4, 0), lambda: 0.0) is None
 
 
 def test_at_one_shot_nothing_is_chosen_by_data(shop, tmp_path):

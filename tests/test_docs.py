@@ -51,7 +51,12 @@ def test_the_public_names_are_the_designs():
 
 
 def test_no_path_of_a_machine_is_named():
-    files = [path for folder in ("src", "tests", "docs", "scripts") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".j2")]
+    files = [
+        path
+        for folder in ("src", "tests", "docs", "scripts")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".j2")
+    ]
     for path in [*files, ROOT / "README.md", ROOT / "pyproject.toml", ROOT / ".ci" / "run"]:
         text = path.read_text(encoding="utf-8")
         for word in ("/wor" + "k/", "/ro" + "ot/"):

@@ -58,8 +58,11 @@ def build(shelf: str, name: str, settings: Mapping[str, Any] | None = None) -> A
         if key not in fields:
             raise UnknownNameError(f"setting of {name}", key, fields)
     for key, field in fields.items():
-        if "part" in field.metadata and isinstance(chosen.get(key, field.default), str):
-            chosen[key] = build(field.metadata["part"], chosen.get(key, field.default))
+        part = chosen.get(key, field.default) if "part" in field.metadata else None
+        if isinstance(part, str):
+            chosen[key] = build(field.metadata["part"], part)
+        elif isinstance(part, Mapping):
+            chosen[key] = build(field.metadata["part"], part["name"], part["settings"])
     hints = get_type_hints(kind, include_extras=True)
     return kind(**{key: _checked(name, key, value, hints[key], fields) for key, value in chosen.items()})
 
@@ -90,7 +93,9 @@ def name_of(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return name_of(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"name": name_of(value), "settings": settings_of(value)}
+    return value
 
 
 def _module(shelf: str, name: str) -> str:

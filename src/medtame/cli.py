@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-UsageError = typer.BadParameter.__mro__[1]  # of the click that this typer carries
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # of the click that this typer carries
 DataPath = Annotated[Path, typer.Argument(help="A manifest (CSV, TSV, Parquet) or a folder with one sub-folder a class.", metavar="DATA")]
 RunPath = Annotated[Path, typer.Argument(help="A folder that adapt or compare wrote.", metavar="RUN")]
 TaskName = Annotated[str, typer.Option("--task", help="What is asked: see `medtame tasks`.")]

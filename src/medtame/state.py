@@ -25,7 +25,10 @@ FORMAT = 1
 def save(value: Any, folder: Path, about: Mapping[str, Any]) -> None:
     """Write `value` (fitted things: tensors, plain values, frozen dataclasses of these, encoders) and `about` (plain) to `folder`."""
     tensors: dict[str, Tensor] = {}
-    split(dict(about), "about", {})  # refuses what is not plain
+    plain: dict[str, Tensor] = {}
+    split(dict(about), "about", plain)  # refuses what is not plain
+    if plain:
+        raise RunError(f"{next(iter(plain))} is a tensor: what is told about a run is plain values")
     config = {"format": FORMAT, "about": dict(about), "value": split(value, "run", tensors)}
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "weights.safetensors", lambda path: save_file(tensors or {"none": torch.zeros(1)}, path))
@@ -40,10 +43,9 @@ def load(folder: Path, accepted: Sequence[type], encoder: Callable[[str], Encode
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "weights.safetensors")
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{folder} is not a run: it has no {Path(error.filename).name}; give the folder that adapt or compare wrote"
-        ) from None
+    except OSError:
+        missing = next((name for name in ("config.json", "weights.safetensors") if not (folder / name).is_file()), "readable file")
+        raise RunError(f"{folder} is not a run: it has no {missing}; give the folder that adapt or compare wrote") from None
     except (ValueError, SafetensorError) as error:
         raise RunError(f"the run {folder} is damaged ({str(error).splitlines()[0]}): make it again") from None
     number = config.get("format") if isinstance(config, dict) else None
@@ -59,14 +61,18 @@ def load(folder: Path, accepted: Sequence[type], encoder: Callable[[str], Encode
 def split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Plain JSON of a fitted thing; its tensors go into `tensors` under their path."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().contiguous().clone()
-        return {"tensor": path}
+        name = path if path not in tensors else f"{path}#{len(tensors)}"
+        tensors[name] = value.detach().contiguous().clone()
+        return {"tensor": name}
     if hasattr(value, "image_identity"):
         return {"encoder": value.spec}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: split(getattr(value, field.name), f"{path}.{field.name}", tensors) for field in dataclasses.fields(value)}
         return {"class": f"{type(value).__module__}:{type(value).__qualname__}", "fields": fields}
     if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise RunError(f"{path} has a key that is no text: a fitted thing is saved under names")
+        split(list(value), f"{path} (its keys)", tensors)  # a key may hold an address, too
         return {"dict": {key: split(item, f"{path}.{key}", tensors) for key, item in value.items()}}
     if isinstance(value, tuple):
         return {"tuple": [split(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}

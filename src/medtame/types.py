@@ -238,10 +238,9 @@ class Query:
         )
 
     def batches(self, samples: int) -> Iterator[Query]:
-        """The same rows in order, all rows of at most `samples` samples at a time."""
-        starts = range(0, max(len(self.samples), 1), samples)
-        for start in starts:
-            rows = np.flatnonzero((self.source >= start) & (self.source < start + samples))
+        """The same rows in the same order, rows of at most `samples` samples at a time."""
+        ends = np.flatnonzero(np.diff(self.source // samples)) + 1
+        for rows in np.split(np.arange(len(self)), ends):
             if len(rows):
                 yield self.take(rows)
 

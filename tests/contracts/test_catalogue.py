@@ -124,7 +124,7 @@ def test_a_wrong_setting_is_one_line(shelf: str, settings: dict[str, object], wo
 def test_a_part_is_built_and_named_again(shelf: str) -> None:
     built = catalogue.build(shelf, "planted")
     assert built.finder == Finder()
-    assert catalogue.settings_of(built)["finder"] == "finder"
+    assert catalogue.settings_of(built)["finder"]["name"] == "finder"
     assert catalogue.build(shelf, "planted", catalogue.settings_of(built)) == built
 
 

@@ -107,7 +107,7 @@ def test_an_encoder_is_kept_by_its_name(tmp_path: Path) -> None:
 
 
 def test_about_is_plain(tmp_path: Path) -> None:
-    about = {"seed": 1, "names": ["a"], "nested": {"pair": (1, 2)}}
+    about = {"seed": 1, "names": ["a"], "nested": {"pair": [1, 2.5, None]}}
     state.save({"x": Everything(torch.ones(1))}, tmp_path, about)
     value, back = state.load(tmp_path, (Adapted,), opener)
     assert back == about

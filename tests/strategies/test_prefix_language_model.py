@@ -21,7 +21,7 @@ from medtame.strategies.language_model.prefix_language_model import (
 from medtame.tasks.report_generation import ReportGeneration
 from medtame.types import Adapted, Candidates, Problem, Query
 
-SMALL = PrefixLanguageModel(steps=150, width=32, learning_rate=3e-3)
+SMALL = PrefixLanguageModel(steps=200, width=32, learning_rate=3e-3, feature_dropout=0.1)
 
 
 def sentence(kind: str, side: str) -> str:

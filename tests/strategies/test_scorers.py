@@ -205,7 +205,11 @@ def test_lora_reaches_every_layer_that_it_names(make, support):
     problem = renamed(support, encoder)
     names = adaptable(encoder.image_tower)
     learnt = method("lora", steps=2, batch=8, learning_rate=0.01).fit(problem)
-    moved = {name.split(".lora_")[0].removeprefix("base_model.model.") for name, weight in learnt.weights.items() if "lora_B" in name and weight.abs().sum() > 0}
+    moved = {
+        name.split(".lora_")[0].removeprefix("base_model.model.")
+        for name, weight in learnt.weights.items()
+        if "lora_B" in name and weight.abs().sum() > 0
+    }
     assert moved == set(names)
     numbers = sum(weight.numel() for weight in learnt.weights.values())
     by_hand = 0
@@ -228,7 +232,11 @@ def test_lora_learns_the_support(support, encoder):
     problem = renamed(support, encoder)
     labels = problem.targets.argmax(1)
     loss = [
-        float(torch.nn.functional.cross_entropy(method("lora", steps=steps, batch=24, learning_rate=0.02).fit(problem).answer(problem.query).values, labels))
+        float(
+            torch.nn.functional.cross_entropy(
+                method("lora", steps=steps, batch=24, learning_rate=0.02).fit(problem).answer(problem.query).values, labels
+            )
+        )
         for steps in (0, 25)
     ]
     assert loss[1] < 0.6 * loss[0]

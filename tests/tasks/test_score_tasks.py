@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from contracts.tiny import tiny
 from sklearn.metrics import balanced_accuracy_score
 
+from contracts.tiny import tiny
 from doubles import tiny_encoder
 from medtame.errors import DataError
 from medtame.tasks.classification import Classification

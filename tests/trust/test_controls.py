@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contracts.tiny import tiny
 
+from contracts.tiny import tiny
 from doubles import tiny_encoder
 from medtame import catalogue
 from medtame.metrics.intervals import Interval
@@ -41,7 +41,11 @@ def test_shuffled_words_ruin_what_reads_them_and_leave_what_does_not(settled):
 def test_one_sentence_for_all_leaves_zero_shot_at_chance(settled):
     encoder, task, train, test = settled
     run = fitted(
-        train, task, catalogue.build(catalogue.METHODS, "zero_shot"), encoder, change=lambda problem: reworded_problem(problem, "constant_text")
+        train,
+        task,
+        catalogue.build(catalogue.METHODS, "zero_shot"),
+        encoder,
+        change=lambda problem: reworded_problem(problem, "constant_text"),
     )
     assert accuracy(run, reworded(run.query(test), "constant_text"), test) == pytest.approx(1 / 3)
 

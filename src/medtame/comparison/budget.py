@@ -1,8 +1,8 @@
-"""Which methods fit the minutes that the user gave, measured by fitting one cell of each."""
+"""Which methods fit the minutes that the user gave, measured by fitting cells that are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medtame.comparison.grid import Cell, Grid, Shots
@@ -12,7 +12,7 @@ LEAST_DRAWS = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells to run, a method after another, and the methods that do not fit with their minutes."""
+    """How many draws each method gets, and the minutes of those that are not run."""
 
     draws: dict[str, int]
     not_run: dict[str, float]
@@ -34,30 +34,37 @@ def planned(
     clock: Callable[[], float],
     watch: Callable[[str], None],
 ) -> Plan:
-    """Fit the largest cell of each method once (it is kept), then deal out the minutes: cheap ones first, all draws if they fit.
+    """Time the first draw of each method and deal out the minutes: cheap methods first, all draws where they fit.
 
     A method that cannot have all draws gets as many as fit, the same first ones, but at least three; below that it is not run.
-    `always` are the task's references: they are run whatever they cost. Without `minutes` everything is run.
+    A learner whose first steps show that three draws cannot fit is not fitted at all. `always` are the task's references: they
+    are run whatever they cost. Without `minutes` everything is run.
     """
+    every = list(dict.fromkeys([*always, *methods]))
     if minutes is None:
-        return Plan(dict.fromkeys([*always, *methods], draws), {})
-    seconds = {}
-    for method in dict.fromkeys([*always, *methods]):
-        watch(method)
-        seconds[method] = grid.run(Cell(method, shots[-1], 0), clock).seconds
+        return Plan(dict.fromkeys(every, draws), {})
     left = 60.0 * minutes
-    chosen: dict[str, int] = {}
+    seconds: dict[str, dict[Shots, float]] = {}
     not_run: dict[str, float] = {}
-    for method in sorted(seconds, key=lambda name: (name not in always, seconds[name])):
-        affordable = next((n for n in range(draws, LEAST_DRAWS - 1, -1) if cost(seconds[method], shots, n, folds) <= left), 0)
+    for method in every:
+        watch(method)
+        glimpse = grid.glimpse(Cell(method, shots[0], 0), clock) if method not in always else None
+        least = None if glimpse is None else cost(dict.fromkeys(shots, glimpse), min(draws, LEAST_DRAWS), folds)
+        if least is not None and least > left:
+            not_run[method] = least / 60
+            continue
+        seconds[method] = {k: grid.run(Cell(method, k, 0), clock).seconds for k in shots}
+    chosen: dict[str, int] = {}
+    for method in sorted(seconds, key=lambda name: (name not in always, sum(seconds[name].values()))):
+        affordable = next((n for n in range(draws, LEAST_DRAWS - 1, -1) if cost(seconds[method], n, folds) <= left), 0)
         if not affordable and method not in always:
-            not_run[method] = cost(seconds[method], shots, min(draws, LEAST_DRAWS), folds) / 60
+            not_run[method] = cost(seconds[method], min(draws, LEAST_DRAWS), folds) / 60
             continue
         chosen[method] = affordable or min(draws, LEAST_DRAWS)
-        left -= cost(seconds[method], shots, chosen[method], folds)
-    return Plan(chosen, not_run)
+        left -= cost(seconds[method], chosen[method], folds)
+    return Plan({method: chosen[method] for method in every if method in chosen}, not_run)
 
 
-def cost(seconds: float, shots: Sequence[Shots], draws: int, folds: int) -> float:
-    """Seconds for the cells that are left and the cross-validation, each taken to cost as much as the largest cell."""
-    return seconds * (len(cells_of("", shots, draws)) - 1 + folds)
+def cost(seconds: Mapping[Shots, float], draws: int, folds: int) -> float:
+    """Seconds of all cells, each number of shots as its first draw took, and of the cross-validation at the most shots."""
+    return sum(found * (1 if k == "all" else draws) for k, found in seconds.items()) + folds * seconds[list(seconds)[-1]]

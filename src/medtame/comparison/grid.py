@@ -16,12 +16,22 @@ from medtame import catalogue, state
 from medtame.data.draws import draw
 from medtame.data.samples import ManifestSamples
 from medtame.errors import RunError
+from medtame.learning.loop import Step
 from medtame.metrics.statistic import Statistic, from_arrays, joined, to_arrays
 from medtame.run import Data, fitted
-from medtame.strategies.base import Method
+from medtame.strategies.base import Learner, Method
 from medtame.types import Array, Encoder, Rows, Samples
 
 Shots = int | Literal["all"]
+GLIMPSED_STEPS = 2
+
+
+class _Enough(Exception):  # noqa: N818
+    """Ends a fit that was only begun to see how long a step takes."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,25 @@ class Grid:
         outcome = Outcome(statistics, cost, tuple(dict.fromkeys(notes)))
         self.keep(cell, outcome)
         return outcome
+
+    def glimpse(self, cell: Cell, clock: Callable[[], float]) -> float | None:
+        """About how many seconds a learner's fit takes, from its first steps, for all parts; None for what has no steps or is kept."""
+        method = self.method(cell.method)
+        if not isinstance(method, Learner) or self.kept(cell) is not None:
+            return None
+        support, _ = self.support(self.parts[0], cell.shots, cell.draw)
+        times: list[float] = []
+
+        def stop(step: Step) -> None:
+            times.append(clock())
+            if len(times) > GLIMPSED_STEPS:
+                raise _Enough(step.of)
+
+        try:
+            fitted(support, self.data.task, method, self.encoder, seed=self.seed + cell.draw, watch=stop)
+        except _Enough as seen:
+            return (times[-1] - times[0]) / GLIMPSED_STEPS * seen.steps * len(self.parts)
+        return None
 
     def keep(self, cell: Cell, outcome: Outcome) -> None:
         config, arrays = to_arrays(outcome.statistics)

@@ -44,7 +44,7 @@ def dealt_patients(count: int, images_per_patient: int, test_share: float, seed:
     return [
         Patient(
             number=number + 1,
-            facts=Facts(CLASSES[kinds[number]], str(rng.choice(get_args(Side))), str(rng.choice(get_args(Size)))),  # type: ignore[arg-type]
+            facts=Facts(CLASSES[kinds[number]], get_args(Side)[rng.integers(2)], get_args(Size)[rng.integers(2)]),
             scanner=SCANNERS[sites[number]],
             sex=str(rng.choice(["F", "M"])),
             age=int(rng.integers(20, 90)),

@@ -41,7 +41,7 @@ GRADES: Mapping[str, Grade] = MappingProxyType(
     {
         "easy": Grade(lesion_contrast=1.0, noise=0.006, texture=0.006, deformation_mm=2.0),
         "standard": Grade(lesion_contrast=0.54, noise=0.035, texture=0.025, deformation_mm=3.0),
-        "hard": Grade(lesion_contrast=0.4, noise=0.055, texture=0.035, deformation_mm=4.0),
+        "hard": Grade(lesion_contrast=0.38, noise=0.055, texture=0.035, deformation_mm=4.0),
     }
 )
 SCANNERS = (

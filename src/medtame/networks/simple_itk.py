@@ -1,6 +1,6 @@
 """SimpleITK behind tensors: images in, displacements out. Pixels have side 1 and the first one's centre is the origin.
 
-One thread and all pixels, or a grid of them: the same pair gives the same bits.
+Every filter runs in one thread and one work unit (`alone`), and the metric reads all pixels: the same pair gives the same bits.
 """
 
 from __future__ import annotations
@@ -33,13 +33,19 @@ def to_displacement(transform: Transform, fixed: Image) -> Tensor:
     return torch.from_numpy(fractions.astype(np.float32)).movedim(-1, 0)[None].contiguous()
 
 
+def alone(method: Any) -> Any:
+    """A filter in one thread. Without the single work unit sums are added in the order in which threads finish."""
+    method.SetNumberOfThreads(1)
+    method.SetNumberOfWorkUnits(1)
+    return method
+
+
 def by_information(shrink: Sequence[int], smoothing: Sequence[float]) -> Any:
     """A registration that maximises mutual information (Mattes et al. 2003, 32 bins) over all pixels, coarse to fine.
 
     `shrink` and `smoothing` (standard deviation in pixels) have one number a level.
     """
-    method = SimpleITK.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
+    method = alone(SimpleITK.ImageRegistrationMethod())
     method.SetMetricAsMattesMutualInformation(32)
     method.SetInterpolator(SimpleITK.sitkLinear)
     method.SetShrinkFactorsPerLevel(list(shrink))
@@ -70,8 +76,7 @@ def affine_transform(moving: Image, fixed: Image, iterations: int = 100) -> Tran
 
 def resampled(image: Image, like: Image, transform: Transform | None = None) -> Image:
     """An image, or a displacement field, on the grid of another, bilinear; beyond the edge the edge goes on."""
-    method = SimpleITK.ResampleImageFilter()
-    method.SetNumberOfThreads(1)
+    method = alone(SimpleITK.ResampleImageFilter())
     method.SetReferenceImage(like)
     method.SetInterpolator(SimpleITK.sitkLinear)
     method.SetUseNearestNeighborExtrapolator(True)
@@ -82,4 +87,8 @@ def resampled(image: Image, like: Image, transform: Transform | None = None) -> 
 
 def shrunk(image: Image, factor: int) -> Image:
     """An image at 1/factor of its resolution, smoothed before."""
-    return image if factor == 1 else SimpleITK.Shrink(SimpleITK.SmoothingRecursiveGaussian(image, factor / 2), [factor] * 2)
+    if factor == 1:
+        return image
+    smoothing = alone(SimpleITK.SmoothingRecursiveGaussianImageFilter())
+    smoothing.SetSigma(factor / 2)
+    return SimpleITK.Shrink(smoothing.Execute(image), [factor] * 2)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medtame.errors import DataError, PairError
 from medtame.learning.loop import Step, finish
@@ -93,15 +93,29 @@ def same_candidates(names: tuple[str, ...], query: Query) -> None:
 
 
 def labelled(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Row numbers (n,) with a full label, and their targets (n, C). One class alone is refused."""
-    rows = torch.nonzero(~problem.targets.isnan().any(1))[:, 0]
+    """Row numbers (n,) with a label, and their targets (n, C).
+
+    One of C: rows without any unknown target; one class alone is refused. Several may hold: rows with any known target, NaN
+    where unknown.
+    """
+    exclusive = problem.query.wanted.exclusive
+    unknown = problem.targets.isnan()
+    rows = torch.nonzero(~(unknown.any(1) if exclusive else unknown.all(1)))[:, 0]
     targets = problem.targets[rows]
-    if problem.query.wanted.exclusive and int((targets.sum(0) > 0).sum()) < 2:
+    if not len(rows):
+        raise DataError(f"none of {len(problem.query)} support rows has a label: fill the column, or give more rows")
+    if exclusive and int((targets.sum(0) > 0).sum()) < 2:
         seen = [name for name, found in zip(problem.query.wanted.names, (targets.sum(0) > 0).tolist(), strict=True) if found]
-        raise DataError(
-            f"all {len(rows)} support rows are of one class ({', '.join(seen) or 'none'}): give at least one row of two classes"
-        )
+        raise DataError(f"all {len(rows)} support rows are of one class ({', '.join(seen)}): give at least one row of two classes")
     return rows, targets
+
+
+def classification_loss(logits: Tensor, targets: Tensor, *, exclusive: bool) -> Tensor:
+    """Mean cross-entropy over rows; where several may hold, the mean binary one over known targets (NaN carries no loss)."""
+    if exclusive:
+        return -(targets * logits.log_softmax(1)).sum(1).mean()
+    known = ~targets.isnan()
+    return nn.functional.binary_cross_entropy_with_logits(logits[known], targets[known])
 
 
 def hard(targets: Tensor) -> Array:

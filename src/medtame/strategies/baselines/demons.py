@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from medtame.networks.pairs import each_alone
-from medtame.networks.simple_itk import affine_transform, resampled, shrunk, to_displacement, to_image
+from medtame.networks.simple_itk import affine_transform, alone, resampled, shrunk, to_displacement, to_image
 from medtame.strategies.base import Method
 from medtame.types import Adapted, Grids, Problem, Query
 
@@ -32,8 +32,7 @@ class DemonsAdapted(Adapted):
 
     def field(self, moving: Any, fixed: Any) -> Any:
         """Coarse to fine, each level from the field before it."""
-        method = SimpleITK.DiffeomorphicDemonsRegistrationFilter()
-        method.SetNumberOfThreads(1)
+        method = alone(SimpleITK.DiffeomorphicDemonsRegistrationFilter())
         method.SetStandardDeviations(self.smoothing_pixels)
         field = SimpleITK.Image(fixed.GetSize(), SimpleITK.sitkVectorFloat64)
         for level, iterations in enumerate(self.iterations):
@@ -46,8 +45,7 @@ class DemonsAdapted(Adapted):
 
 def matched(moving: Any, fixed: Any) -> Any:
     """The moving image with the histogram of the fixed one: demons compare grey values."""
-    method = SimpleITK.HistogramMatchingImageFilter()
-    method.SetNumberOfThreads(1)
+    method = alone(SimpleITK.HistogramMatchingImageFilter())
     method.SetNumberOfHistogramLevels(256)
     method.SetNumberOfMatchPoints(15)
     method.ThresholdAtMeanIntensityOn()

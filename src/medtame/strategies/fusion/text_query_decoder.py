@@ -19,7 +19,7 @@ from medtame.networks.film_decoder import FilmDecoder
 from medtame.strategies.base import Learner
 from medtame.types import Adapted, Encoder, Grids, Problem, Query
 
-IMAGES_AT_ONCE = 16
+ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,12 @@ class TextQueryDecoderAdapted(Adapted):
             raise PairError("text_query_decoder answers with grids, and this query names no size")
         network = self.network()
         network.load_state_dict(self.weights)
-        found = []
-        for part in query.batches(IMAGES_AT_ONCE):
-            images, prompts = seen(part), self.condition(prompts_of(part.words, part.encoder))
-            found += [network(*images.rows(rows), prompts[rows]) for rows in torch.split(torch.arange(len(part)), IMAGES_AT_ONCE)]
-        return Grids(torch.cat(found) if found else torch.zeros(0, self.maps, *query.size))
+        found = [torch.zeros(0, self.maps, *query.size)]
+        for start in range(0, len(query), ROWS_AT_ONCE):
+            part = query.take(np.arange(start, min(start + ROWS_AT_ONCE, len(query))))
+            prompts = self.condition(prompts_of(part.words, part.encoder))
+            found.append(network(*seen(part).rows(torch.arange(len(part))), prompts))
+        return Grids(torch.cat(found))
 
 
 def thinned(scale: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -105,6 +106,8 @@ class TextQueryDecoder(Learner):
     towers = frozenset({"text", "grid"})
     new_words = True
     reads_words = True
+    trains = "an upsampling decoder with a pixel stem; encoder and text stay frozen"
+    cost = "a minute on cached features"
     papers = ("arxiv:2112.10003", "arxiv:2301.00785", "arxiv:1709.07871")
     steps: Annotated[int, Field(ge=0)] = 240
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3

@@ -133,6 +133,9 @@ class PrefixLanguageModel(Learner):
     gives = ("texts", "scores")
     needs = frozenset({"answer_texts"})
     reads_words = True
+    stores_support = True  # the words of its texts
+    trains = "a small causal transformer and the map of image vectors into it"
+    cost = "tens of seconds on cached features"
     papers = ("arxiv:2111.09734", "arxiv:2309.09812")
     steps: Annotated[int, Field(ge=0)] = 300
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medtame.learning.loop import Descent, Step, descend
-from medtame.strategies.base import Learner, cosine_logits, labelled, masked, same_candidates
+from medtame.strategies.base import Learner, classification_loss, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 
@@ -27,7 +27,7 @@ class ClapAdapted(Adapted):
 
 def trust(zero_shot: Tensor, targets: Tensor) -> Tensor:
     """(C,) the mean zero-shot probability of the true class over its support rows; the classes' mean for a missing class."""
-    probability = zero_shot.softmax(1)
+    probability, targets = zero_shot.softmax(1), targets.nan_to_num(0)
     counts = targets.sum(0)
     mean = (targets * probability).sum(0) / counts.clamp(min=1)
     return mean.where(counts > 0, mean[counts > 0].mean())
@@ -39,7 +39,7 @@ class Clap(Learner):
 
     Prototypes w start at the text vectors t; both sides are of unit norm in the forward pass; the scale is frozen. The weights
     of the constraint are the zero-shot probabilities of the true class on the support, computed once before training; a
-    missing class takes their mean and so stays near its text. Whole-support steps: 300, SGD with momentum, cosine decay.
+    missing class takes their mean and so stays near its text. Where a row's own words change the texts, t is their mean. Whole-support steps: 300, SGD with momentum, cosine decay.
     """
 
     learning = "fine_tuning"
@@ -65,7 +65,7 @@ class Clap(Learner):
         def loss(batch: Tensor) -> Tensor:
             logits = cosine_logits(vectors[batch], nn.functional.normalize(prototypes, dim=-1), query.encoder)
             logits = masked(logits, None if query.allowed is None else query.allowed[batch.numpy()])
-            wrong = -(targets[batch] * logits.log_softmax(1)).sum(1).mean()
+            wrong = classification_loss(logits, targets[batch], exclusive=query.wanted.exclusive)
             return wrong + (weights * (prototypes - anchor).square().sum(1)).mean()
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from medtame.learning.loop import Descent, Step, descend
-from medtame.strategies.base import Learner, Tuned, cosine_logits, labelled, masked
+from medtame.strategies.base import Learner, Tuned, classification_loss, cosine_logits, labelled, masked
 from medtame.types import Adapted, Candidates, Encoder, Problem, Query, Scores
 
 
@@ -101,7 +101,7 @@ class Coop(Learner):
             encoder = base.changed(text=PromptedTower(tower, beginning, context), identity="coop")
             part = query.take(batch.numpy())
             logits = masked(cosine_logits(vectors[batch], part.texts(encoder), base), part.allowed)
-            return -(targets[batch] * logits.log_softmax(1)).sum(1).mean()
+            return classification_loss(logits, targets[batch], exclusive=query.wanted.exclusive)
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=self.batch, warm_up=min(5, self.steps // 4))
         kept = yield from descend({"context": context}, loss, how, n=len(rows), seed=problem.seed, resume=resume)

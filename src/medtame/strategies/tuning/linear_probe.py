@@ -31,8 +31,9 @@ class LinearProbeAdapted(Adapted):
 
 @dataclass(frozen=True)
 class LinearProbe(Method):
-    """Logistic regression (scikit-learn, lbfgs) on unit-norm features; one sigmoid a candidate where several may hold.
+    """Logistic regression on unit-norm features (the linear probe of Radford et al. 2021; scikit-learn, lbfgs).
 
+    One sigmoid a candidate where several may hold.
     Unknown labels (NaN) carry no loss; a class without a support row is never answered. `inverse_penalty` is scikit-learn's C.
     """
 

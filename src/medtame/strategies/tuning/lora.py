@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medtame.errors import PairError
 from medtame.learning.loop import Descent, Step, descend
-from medtame.strategies.base import Learner, Tuned, cosine_logits, labelled, masked
+from medtame.strategies.base import Learner, Tuned, classification_loss, cosine_logits, labelled, masked
 from medtame.types import Adapted, Encoder, Problem
 
 
@@ -101,7 +101,7 @@ class Lora(Learner):
             part = query.take(batch.numpy())
             wording = texts if texts.ndim == 2 else texts[batch]
             logits = masked(cosine_logits(part.vectors(encoder), wording, base), part.allowed)
-            return -(targets[batch] * logits.log_softmax(1)).sum(1).mean()
+            return classification_loss(logits, targets[batch], exclusive=query.wanted.exclusive)
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=self.batch, warm_up=min(5, self.steps // 4))
         kept = yield from descend(parameters, loss, how, n=len(rows), seed=problem.seed, resume=resume)

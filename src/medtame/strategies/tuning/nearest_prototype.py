@@ -35,5 +35,5 @@ class NearestPrototype(Method):
         features = nn.functional.normalize(problem.query.features()[rows], dim=-1)
         if problem.query.wanted.exclusive:
             targets = nn.functional.one_hot(targets.new_tensor(hard(targets)).long(), targets.shape[1]).float()
-        prototypes = nn.functional.normalize(targets.T @ features, dim=-1)
+        prototypes = nn.functional.normalize(targets.nan_to_num(0).T @ features, dim=-1)
         return NearestPrototypeAdapted(problem.query.wanted.names, prototypes, problem.query.encoder.scale)

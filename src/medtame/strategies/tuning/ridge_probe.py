@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medtame.strategies.base import Method, labelled, masked, same_candidates
+from medtame.strategies.base import REFUSED, Method, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 PENALTIES = torch.logspace(-4, 2, 20, dtype=torch.float64)
@@ -50,7 +50,8 @@ class RidgeProbe(Method):
     """Least squares to one-hot labels with a penalty on the weights (Hoerl and Kennard 1970), on centred features.
 
     The penalty is the one of 20 with the least leave-one-out error where each class has two support rows or more; else
-    `penalty`, and the result says that it was not chosen by data. Logits are centred targets times the encoder's scale.
+    `penalty`, and the result says that it was not chosen by data. Logits are predicted targets times the encoder's scale; where
+    several may hold, each candidate is fitted on its known rows and cut in the middle.
     """
 
     needs = frozenset({"labels"})
@@ -60,11 +61,23 @@ class RidgeProbe(Method):
 
     def fit(self, problem: Problem) -> Adapted:
         rows, targets = labelled(problem)
-        features, targets = problem.query.features()[rows].double(), targets.double()
+        features = problem.query.features()[rows].double()
+        if problem.query.wanted.exclusive:
+            return self._fitted(problem, features, targets.double())
+        parts = [self._fitted(problem, features[~y.isnan()], y[~y.isnan(), None].double()) for y in targets.T]
+        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        middle = problem.query.encoder.scale / 2  # of targets 0 and 1: yes is above zero
+        chosen = all(part.chosen_by_data for part in parts)
+        return RidgeProbeAdapted(problem.query.wanted.names, weight, bias - middle, max(part.penalty for part in parts), chosen)
+
+    def _fitted(self, problem: Problem, features: Tensor, targets: Tensor) -> RidgeProbeAdapted:
+        if not len(features):
+            nothing = torch.zeros(targets.shape[1], features.shape[1])
+            return RidgeProbeAdapted(problem.query.wanted.names, nothing, torch.full((len(nothing),), REFUSED), self.penalty, False)
         mean_features, mean_targets = features.mean(0), targets.mean(0)
         x, y = features - mean_features, targets - mean_targets
         counts = targets.sum(0)
-        enough = bool((counts[counts > 0] >= 2).all())
+        enough = len(x) > 2 and bool((counts[counts > 0] >= 2).all())
         penalty = float(PENALTIES[leave_one_out(x, y, PENALTIES).argmin()]) if enough else self.penalty
         dual = torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x), dtype=torch.float64), y)
         scale = problem.query.encoder.scale
