@@ -62,9 +62,6 @@ def lesions(standard: Phantom) -> pd.DataFrame:
     return masks[masks.prompt.isin(KINDS)].merge(pd.read_csv(standard.truth).drop(columns=["patient", "split"]), on="image")
 
 
-# ---- files ----------------------------------------------------------------------------------------------------
-
-
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         make(tmp_path / name, patients=10, seed=seed, size=64, border_shortcut=0.5, label_noise=0.3)
@@ -139,9 +136,6 @@ def test_without_nilearn_the_error_says_what_to_install(tmp_path: Path, monkeypa
     with pytest.raises(MissingExtraError, match=r'pip install "medtame\[demo\]"'):
         make(tmp_path / "new", patients=10)
     assert not (tmp_path / "new").exists()
-
-
-# ---- people and words -----------------------------------------------------------------------------------------
 
 
 def test_splits_keep_patients_apart_and_hold_every_class_and_site(standard: Phantom) -> None:
@@ -222,9 +216,6 @@ def test_answers_are_true(standard: Phantom) -> None:
     assert asked.groupby("answer_type").question.nunique().to_dict() == {"closed": 9, "open": 3}
 
 
-# ---- lesions --------------------------------------------------------------------------------------------------
-
-
 def test_the_radiological_side_is_right(standard: Phantom, lesions: pd.DataFrame) -> None:
     for row in lesions.itertuples():
         column = np.nonzero(pixels(standard, row.mask))[1].mean()
@@ -288,9 +279,6 @@ def test_written_masks_lie_where_written_images_differ_from_a_brain_without_lesi
             assert change[slice_.brain & ~lesion].mean() < 25
             if lesion.any():
                 assert change[lesion].mean() > 2 * change[slice_.brain & ~lesion].mean()
-
-
-# ---- deformation ----------------------------------------------------------------------------------------------
 
 
 def test_the_spline_sums_to_one_and_reproduces_a_linear_map() -> None:
@@ -361,9 +349,6 @@ def test_the_true_deformation_registers_a_pair(standard: Phantom) -> None:
     assert 0.5 < np.mean(before) < 0.85
     assert min(after) > 0.8
     assert np.mean(after) > np.mean(before) + 0.15
-
-
-# ---- planted things -------------------------------------------------------------------------------------------
 
 
 def test_the_border_tells_the_class_only_where_the_shortcut_was_planted(easy: Phantom, tmp_path: Path) -> None:

@@ -143,8 +143,8 @@ def test_the_loss_is_least_at_the_true_displacement() -> None:
 
 def test_a_frame_is_saved_and_loaded(tmp_path: Path) -> None:
     frame = Registration().frame(samples(), "grids")
-    state.save(frame, tmp_path)
-    assert state.load(tmp_path, (Frame,), lambda spec: NO_ENCODER) == frame == RegistrationFrame("grids", (HEIGHT, WIDTH))
+    state.save(frame, tmp_path, {})
+    assert state.load(tmp_path, (Frame,), lambda spec: NO_ENCODER)[0] == frame == RegistrationFrame("grids", (HEIGHT, WIDTH))
     assert list(load_file(tmp_path / "weights.safetensors")) == ["none"]
 
 
@@ -176,7 +176,7 @@ def test_label_maps_may_have_another_size_than_their_images() -> None:
 
 def test_landmarks_follow_the_displacement_at_the_fixed_points(tmp_path: Path) -> None:
     fixed = np.array([[10.0, 12.0], [30.5, 20.0], [50.0, 8.25]])
-    data = samples(**landmark_files(tmp_path, fixed + (3, -4), fixed))
+    data = samples(**landmark_files(tmp_path, fixed + np.array([3, -4]), fixed))
     found = measured(data, shift(3, -4))
     assert found["target_registration_error"] == pytest.approx(0, abs=1e-4)
     found = measured(data, shift(0, 0))
@@ -193,7 +193,7 @@ def test_landmarks_follow_the_displacement_at_the_fixed_points(tmp_path: Path) -
 def test_lengths_are_millimetres_where_the_spacing_is_known(tmp_path: Path) -> None:
     fixed = np.array([[10.0, 12.0], [30.0, 20.0]])
     spaced = [Spaced(texture(i), f"s{i}") for i in range(2)]
-    data = samples(fixed=spaced, **landmark_files(tmp_path, fixed + (6, -2), fixed))
+    data = samples(fixed=spaced, **landmark_files(tmp_path, fixed + np.array([6, -2]), fixed))
     found = measured(data, shift(0, 0))
     assert found["target_registration_error"] == pytest.approx(5)  # 6 columns of 0.5 mm, 2 rows of 2 mm
     assert found["relative_target_registration_error"] == pytest.approx(5 / np.hypot(HEIGHT * 2, WIDTH * 0.5))

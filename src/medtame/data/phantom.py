@@ -143,7 +143,7 @@ def make(
     _mislabel(tables["images"], label_noise, np.random.default_rng([seed, 1]))
     tables["pairs"] = [row for moving, fixed in paired_patients(people) for row in _pair_rows(moving, fixed)]
     for name, rows in tables.items():
-        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False, encoding="utf-8", lineterminator="\n")
+        pd.DataFrame(rows).assign(simulated="yes").to_csv(folder / f"{name}.csv", index=False, encoding="utf-8", lineterminator="\n")
     np.savez(folder / "truth" / "deformations.npz", allow_pickle=False, **deformations)
     csv = {name: folder / f"{name}.csv" for name in ("images", "masks", "questions", "boxes", "pairs")}
     return Phantom(folder=folder, **csv, truth=folder / "truth" / "images.csv", deformations=folder / "truth" / "deformations.npz")

@@ -66,8 +66,8 @@ def spline_weights(pixels: int, knots: int) -> Tensor:
 def local_correlation(a: Tensor, b: Tensor, window: int = 9) -> Tensor:
     """(N,) mean squared correlation of two images (N, 1, H, W), 0..1 in intensity, in square windows (odd side, pixels).
 
-    In 0..1, 1 where both are the same up to brightness and contrast of each window (Avants et al. 2008). Flat windows (deviation below 0.01 in both) count 0: a
-    larger floor would reward warps that raise the contrast.
+    In 0..1, 1 where both are the same up to brightness and contrast of each window (Avants et al. 2008). Windows flatter than a
+    deviation of 0.01 count less; a larger floor would reward warps that raise the contrast.
     """
 
     def mean(values: Tensor) -> Tensor:
