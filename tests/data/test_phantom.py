@@ -94,11 +94,11 @@ def test_the_manifests_have_the_columns_that_the_readers_know(standard: Phantom)
     def header(path: Path) -> str:
         return path.read_text(encoding="utf-8").splitlines()[0]
 
-    assert header(standard.images) == "image,label,labels,findings,text,patient,site,sex,age,split"
-    assert header(standard.masks) == "image,mask,prompt,patient,split"
-    assert header(standard.questions) == "image,question,answer,answer_type,patient,split"
-    assert header(standard.boxes) == "image,label,xmin,ymin,xmax,ymax,patient,split"
-    assert header(standard.pairs) == "moving,fixed,moving_labels,fixed_labels,moving_landmarks,fixed_landmarks,patient,split"
+    assert header(standard.images) == "image,label,labels,findings,text,patient,site,sex,age,split,simulated"
+    assert header(standard.masks) == "image,mask,prompt,patient,split,simulated"
+    assert header(standard.questions) == "image,question,answer,answer_type,patient,split,simulated"
+    assert header(standard.boxes) == "image,label,xmin,ymin,xmax,ymax,patient,split,simulated"
+    assert header(standard.pairs) == "moving,fixed,moving_labels,fixed_labels,moving_landmarks,fixed_landmarks,patient,split,simulated"
 
 
 def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,18 @@ from medtame import catalogue
 from medtame.metrics.intervals import Interval
 from medtame.run import answer, fitted
 from medtame.tasks.classification import Classification
-from medtame.trust.controls import ARMS, constant, paraphrased, random_code, reworded, reworded_problem, shuffled, verdict, with_images
+from medtame.trust.controls import (
+    ARMS,
+    applicable,
+    constant,
+    paraphrased,
+    random_code,
+    reworded,
+    reworded_problem,
+    shuffled,
+    verdict,
+    with_images,
+)
 
 ARM = {arm.name: arm for arm in ARMS}
 
@@ -85,6 +98,15 @@ def test_changes_of_words():
     ],
 )
 def test_verdicts_follow_the_interval(arm, low, high, said):
-    assert verdict(ARM[arm], True, Interval((low + high) / 2, low, high, 10)) == said
-    if ARM[arm].changes == "words":
-        assert verdict(ARM[arm], False, Interval(0, low, high, 10)) == "the method reads no words"
+    assert verdict(ARM[arm], Interval((low + high) / 2, low, high, 10)) == said
+
+
+def test_words_are_changed_only_where_a_method_reads_them(settled):
+    encoder, task, train, test = settled
+    query = task.frame(train, "scores").query(test.only(["image"]), encoder)
+    none, rows, both = frozenset(), frozenset({"rows"}), frozenset({"rows", "candidates"})
+    assert [applicable(ARM["constant_text"], query, reads) for reads in (none, rows, both)] == [False, False, True]
+    asked = replace(query, words=("is it bright",) * len(query))
+    assert [applicable(ARM["constant_text"], asked, reads) for reads in (none, rows, both)] == [False, True, True]
+    assert [applicable(ARM["held_out_text"], asked, reads) for reads in (none, rows, both)] == [False, False, True]
+    assert applicable(ARM["blank_image"], query, none)

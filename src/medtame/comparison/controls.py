@@ -19,24 +19,24 @@ def controlled(
     grid: Grid, method: str, shots: Shots, draws: int, resampling: Resampling, metric: str, watch: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """A row an arm: the metric as given, as changed, and the paired difference (given - changed) with its verdict."""
-    reads_words = grid.method(method).reads_words
+    reads = grid.method(method).reads
     found: dict[str, list[Mapping[str, Statistic]]] = {}
     for number in range(draws):
-        for name, statistics in one_draw(grid, Cell(method, shots, number), reads_words, watch).items():
+        for name, statistics in one_draw(grid, Cell(method, shots, number), reads, watch).items():
             found.setdefault(name, []).append(statistics)
     given = outcomes(found.pop("given"))
     rows = [row("as given", "", resampling, metric, given, given, "")]
     for arm in ARMS:
         if arm.name in found:
             changed = outcomes(found[arm.name])
-            said = verdict(arm, reads_words, resampling.gain(given, changed, metric))
+            said = verdict(arm, resampling.gain(given, changed, metric))
             rows.append(row(arm.name, arm.when, resampling, metric, given, changed, said))
-    if not reads_words:
+    if not any(arm.changes == "words" and arm.name in found for arm in ARMS):
         rows.append({**rows[0], "arm": "words", "verdict": "the method reads no words: text cannot help it"})
     return rows
 
 
-def one_draw(grid: Grid, cell: Cell, reads_words: bool, watch: Callable[[str], None]) -> dict[str, Mapping[str, Statistic]]:
+def one_draw(grid: Grid, cell: Cell, reads: frozenset[str], watch: Callable[[str], None]) -> dict[str, Mapping[str, Statistic]]:
     """Arm -> statistics of one draw, over all parts."""
     found: dict[str, list[Mapping[str, Statistic]]] = {}
     for part in grid.parts:
@@ -46,7 +46,7 @@ def one_draw(grid: Grid, cell: Cell, reads_words: bool, watch: Callable[[str], N
         found.setdefault("given", []).append(run.measure(test))
         query = run.query(test)
         for arm in ARMS:
-            if applicable(arm, query, grid.encoder) and (arm.changes == "image" or reads_words):
+            if applicable(arm, query, reads):
                 watch(arm.name)
                 found.setdefault(arm.name, []).append(measured(grid, cell, run, support, test, arm))
     return {name: {key: joined([one[key] for one in parts]) for key in parts[0]} for name, parts in found.items()}

@@ -29,7 +29,7 @@ class Method(ABC):
     towers: ClassVar[frozenset[str]] = frozenset()  # of the encoder: text, image_modules, text_modules
     scope: ClassVar[Scope] = "row"  # set: all query rows in one call (transductive)
     new_words: ClassVar[bool] = False  # scores candidates that fit never saw
-    reads_words: ClassVar[bool] = False  # candidates' wording or a row's words reach the answer
+    reads: ClassVar[frozenset[str]] = frozenset()  # which words reach the answer: of the candidates, of the rows
     starts_at_zero_shot: ClassVar[bool] = False  # with no step made it answers as zero_shot does
     stores_support: ClassVar[bool] = False  # the run holds features or texts of training rows
     trains: ClassVar[str] = "nothing"  # what is fitted, in a few words

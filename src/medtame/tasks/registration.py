@@ -146,9 +146,9 @@ class Registration(Task):
     inputs = ("moving", "fixed")
     requires = ("moving", "fixed")
     offers = frozenset({"pair"})
-    references = ("affine", "b_spline", "demons")
+    references = ("identity_transform", "affine", "b_spline", "demons")
     plain = "b_spline"
-    start = "affine"
+    start = "identity_transform"
     shots = ("all",)
     size: tuple[int, ...] = ()
 

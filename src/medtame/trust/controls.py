@@ -15,7 +15,7 @@ import numpy as np
 
 from medtame.data.images import ArrayPicture
 from medtame.metrics.intervals import Interval
-from medtame.types import Encoder, Problem, Query, Samples
+from medtame.types import Problem, Query, Samples
 
 Rows = TypeVar("Rows", bound=Samples)
 Change = Callable[[Sequence[str]], list[str]]
@@ -102,10 +102,8 @@ def with_images(samples: Rows, arm: str, columns: Sequence[str], seed: int) -> R
     return samples
 
 
-def verdict(arm: Arm, reads_words: bool, difference: Interval) -> str:
+def verdict(arm: Arm, difference: Interval) -> str:
     """A sentence from the interval of (as given - changed)."""
-    if arm.changes == "words" and not reads_words:
-        return "the method reads no words"
     subject = {"words": "the text", "image": "the image"}[arm.changes]
     other_wording = arm.name in ("paraphrased_text", "held_out_text")
     if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
@@ -119,10 +117,11 @@ def verdict(arm: Arm, reads_words: bool, difference: Interval) -> str:
     return f"{subject} as given does worse than the changed one"
 
 
-def applicable(arm: Arm, query: Query, encoder: Encoder) -> bool:
-    """Whether the control can be made: words need words and a text side, images need the column `image`."""
+def applicable(arm: Arm, query: Query, reads: frozenset[str]) -> bool:
+    """Whether a control can be made: images need the column `image`; words must be there and be of a kind that the method reads."""
     if arm.changes == "image":
         return "image" in query.samples
+    candidates = "candidates" in reads and query.candidates is not None
     if arm.name == "held_out_text":
-        return query.candidates is not None and bool(encoder.text_identity)
-    return (query.candidates is not None or query.words is not None) and bool(encoder.text_identity)
+        return candidates
+    return candidates or ("rows" in reads and query.words is not None)

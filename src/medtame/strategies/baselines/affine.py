@@ -36,6 +36,7 @@ class Affine(Method):
 
     gives = ("grids",)
     needs = frozenset({"pair"})
+    cost = "seconds a pair, at predict"
     papers = ("doi:10.1109/TMI.2003.809072",)
     iterations: Annotated[int, Field(ge=1)] = 100
 

@@ -45,6 +45,7 @@ class BSpline(Method):
 
     gives = ("grids",)
     needs = frozenset({"pair"})
+    cost = "seconds a pair, at predict"
     papers = ("doi:10.1109/42.796284", "doi:10.1109/TMI.2003.809072")
     cells: Annotated[int, Field(ge=1)] = 12
     iterations: Annotated[int, Field(ge=1)] = 50

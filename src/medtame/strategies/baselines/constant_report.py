@@ -51,6 +51,7 @@ class ConstantReport(Method):
     needs = frozenset({"answer_texts"})
     stores_support = True  # one report
     trains = "nothing: a support report is chosen"
+    cost = "milliseconds"
     papers = ("Boag et al., Baselines for chest X-ray report generation, PMLR 116, 2020",)
 
     def fit(self, problem: Problem) -> Adapted:

@@ -37,7 +37,7 @@ class QuestionOnly(Method):
 
     needs = frozenset({"labels", "questions"})
     towers = frozenset({"text"})
-    reads_words = True
+    reads = frozenset({"rows"})
     trains = "a linear layer on the question's embedding"
     cost = "seconds on cached features"
     papers = ("doi:10.1038/sdata.2018.251",)

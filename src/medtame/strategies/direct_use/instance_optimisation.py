@@ -75,6 +75,7 @@ class InstanceOptimisation(Method):
 
     gives = ("grids",)
     needs = frozenset({"pair"})
+    cost = "seconds a pair, at predict"
     papers = ("arxiv:1809.05231", "doi:10.1109/42.796284")
     cells: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 8, 24, 64)
     steps: Annotated[int, Field(ge=0)] = 40

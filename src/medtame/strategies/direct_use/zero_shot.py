@@ -24,7 +24,7 @@ class ZeroShot(Method):
     """scale x cosine(image, mean of the unit prompt vectors) + bias (Radford et al. 2021)."""
 
     new_words = True
-    reads_words = True
+    reads = frozenset({"candidates", "rows"})
     starts_at_zero_shot = True
     towers = frozenset({"text"})
     papers = ("arxiv:2103.00020",)

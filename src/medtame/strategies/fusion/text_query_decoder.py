@@ -96,8 +96,9 @@ class TextQueryDecoder(Learner):
     """Frozen maps and a pixel stem, modulated by the prompt, decoded to logits; only the decoder learns.
 
     After CLIPSeg (Lüddecke and Ecker 2022), with FiLM (Perez et al. 2018) by the frozen text vector, as in the CLIP-driven
-    universal model (Liu et al. 2023), one network for all structures. The task gives targets and loss. AdamW, cosine decay, no
-    augmentation: sides matter.
+    universal model (Liu et al. 2023), one network for all structures. The task gives targets and loss. AdamW, cosine decay; half
+    of the feature channels are left out at each step. No augmentation: sides matter. Defaults were chosen by three folds of
+    patients inside the training part of 34 chest X-rays.
     """
 
     learning = "fine_tuning"
@@ -105,11 +106,11 @@ class TextQueryDecoder(Learner):
     needs = frozenset({"words", "targets_on_grid"})
     towers = frozenset({"text", "grid"})
     new_words = True
-    reads_words = True
+    reads = frozenset({"rows"})
     trains = "an upsampling decoder with a pixel stem; encoder and text stay frozen"
     cost = "a minute on cached features"
     papers = ("arxiv:2112.10003", "arxiv:2301.00785", "arxiv:1709.07871")
-    steps: Annotated[int, Field(ge=0)] = 240
+    steps: Annotated[int, Field(ge=0)] = 400
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     batch: Annotated[int, Field(gt=0)] = 8
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

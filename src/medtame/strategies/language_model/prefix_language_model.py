@@ -126,18 +126,19 @@ class PrefixLanguageModel(Learner):
 
     The frozen image is five vectors: whole and quarters, centred on the support and scaled; then a row's question, where it has
     one, then the text, word by word. The language model starts from nothing, so it says only what support texts say. Greedy
-    decoding; candidates are scored by their mean log-likelihood a word. AdamW, cosine decay, no augmentation.
+    decoding; candidates are scored by their mean log-likelihood a word. AdamW, cosine decay; half of the image features are
+    left out at each step.
     """
 
     learning = "fine_tuning"
     gives = ("texts", "scores")
     needs = frozenset({"answer_texts"})
-    reads_words = True
+    reads = frozenset({"candidates", "rows"})
     stores_support = True  # the words of its texts
     trains = "a small causal transformer and the map of image vectors into it"
     cost = "tens of seconds on cached features"
     papers = ("arxiv:2111.09734", "arxiv:2309.09812")
-    steps: Annotated[int, Field(ge=0)] = 300
+    steps: Annotated[int, Field(ge=0)] = 240
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     batch: Annotated[int, Field(gt=0)] = 32
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

@@ -39,13 +39,14 @@ class Clap(Learner):
 
     Prototypes w start at the text vectors t; both sides are of unit norm in the forward pass; the scale is frozen. The weights
     of the constraint are the zero-shot probabilities of the true class on the support, computed once before training; a
-    missing class takes their mean and so stays near its text. Where a row's own words change the texts, t is their mean. Whole-support steps: 300, SGD with momentum, cosine decay.
+    missing class takes their mean and so stays near its text. Where a row's own words change the texts, t is their mean.
+    Whole-support steps: 300, SGD with momentum, cosine decay.
     """
 
     learning = "fine_tuning"
     needs = frozenset({"labels"})
     towers = frozenset({"text"})
-    reads_words = True
+    reads = frozenset({"candidates", "rows"})
     starts_at_zero_shot = True
     trains = "class prototypes in the text's space"
     cost = "a second on cached features"

@@ -78,7 +78,7 @@ class Coop(Learner):
     needs = frozenset({"labels"})
     towers = frozenset({"text"})
     new_words = True
-    reads_words = True
+    reads = frozenset({"candidates", "rows"})
     starts_at_zero_shot = True
     trains = "the first word vectors of the prompt"
     cost = "seconds: passes through the text tower"

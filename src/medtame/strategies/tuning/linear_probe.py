@@ -39,6 +39,7 @@ class LinearProbe(Method):
 
     learning = "fine_tuning"
     needs = frozenset({"labels"})
+    reads = frozenset({"rows"})
     trains = "a linear layer on frozen features"
     papers = ("arxiv:2103.00020",)
     inverse_penalty: Annotated[float, Field(gt=0)] = 100.0

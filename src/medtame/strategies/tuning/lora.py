@@ -79,7 +79,7 @@ class Lora(Learner):
     needs = frozenset({"labels"})
     towers = frozenset({"text", "image_modules"})
     new_words = True
-    reads_words = True
+    reads = frozenset({"candidates", "rows"})
     starts_at_zero_shot = True
     trains = "low-rank changes of the image tower"
     cost = "minutes: passes through the image tower"

@@ -27,6 +27,7 @@ class NearestPrototype(Method):
     """scale x cosine(features, class mean): SimpleShot without centring (Wang et al. 2019). A missing class is never answered."""
 
     needs = frozenset({"labels"})
+    reads = frozenset({"rows"})
     trains = "class means"
     papers = ("arxiv:1911.04623",)
 

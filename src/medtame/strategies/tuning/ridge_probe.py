@@ -55,6 +55,7 @@ class RidgeProbe(Method):
     """
 
     needs = frozenset({"labels"})
+    reads = frozenset({"rows"})
     trains = "a linear layer on frozen features, in closed form"
     papers = ("doi:10.1080/00401706.1970.10488634",)
     penalty: Annotated[float, Field(gt=0)] = 0.1
