@@ -132,14 +132,18 @@ class Run:
         return self.frame.query(given, self.encoder, words if words is not None else asked)
 
     def answer(self, query: Query) -> Answer:
-        """As a helper of another method: its own encoder, someone else's rows."""
-        return answer(self.adapted, replace(query, encoder=self.encoder), self.method.scope)
+        """The answer to its own rows, or as a helper to someone else's: always with its own encoder."""
+        query = replace(query, encoder=self.encoder)
+        if query.wants != "grids":
+            query.vectors()  # what the cache lacks is encoded with all threads
+        with threads(threads_of(self.method)):
+            return answer(self.adapted, query, self.method.scope)
 
     def predict(self, images: Samples | Sequence[str | Path] | str | Path, words: Sequence[str] | None = None) -> Predicted:
         """Predictions for samples, a manifest, a folder, or a list of image files."""
         samples = images if isinstance(images, ManifestSamples) else opened_images(images)  # type: ignore[arg-type]
         query = self.query(samples, words)
-        return self.frame.read(query, answer(self.adapted, query, self.method.scope))
+        return self.frame.read(query, self.answer(query))
 
     def measure(self, samples: Samples) -> Mapping[str, Statistic]:
         return self.frame.measure(self.predict(samples), samples)
@@ -221,7 +225,7 @@ def fitted(
     if problem.query.wants != "grids":
         problem.query.vectors()  # what the cache lacks is encoded here, with all threads and outside the time of the fit
     started, cpu = time.perf_counter(), time.process_time()
-    with threads(1 if not method.towers & {"image_modules", "grid"} else torch.get_num_threads()):
+    with threads(threads_of(method)):
         adapted = method.fit(problem) if not isinstance(method, Learner) else _watched(method.learn(problem, resume), watch)
     cost = {
         "fit_seconds": time.perf_counter() - started,
@@ -241,6 +245,11 @@ def _watched(steps: Any, watch: Watch) -> Adapted:
         except StopIteration as done:
             adapted: Adapted = done.value
             return adapted
+
+
+def threads_of(method: Method) -> int:
+    """All threads for what passes through a tower or a decoder, else one."""
+    return torch.get_num_threads() if method.towers & {"image_modules", "grid"} else 1
 
 
 @contextlib.contextmanager

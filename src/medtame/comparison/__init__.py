@@ -25,7 +25,8 @@ from medtame.strategies.base import Method
 from medtame.tasks.base import Task
 from medtame.types import Encoder
 
-FOLDS = 5
+FOLDS = 5  # where there is no test part
+CHOICE_FOLDS = 3  # inside a support, to choose the best method
 SAFE = ("clap", "linear_probe", "ridge_probe")  # what is named where nothing can be chosen by data
 Progress = Callable[[str, int, int], None]
 
@@ -217,7 +218,7 @@ def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, d
         asked.shots,
         asked.draws,
         asked.minutes,
-        FOLDS,
+        CHOICE_FOLDS,
         time.perf_counter,
         lambda method: watch(f"timing {method}", next(timed), len(every)),
     )
@@ -241,15 +242,15 @@ def warmed(grid: Grid) -> None:
 
 
 def chosen(grid: Grid, plan: budget.Plan, metric: str, asked: Asked, watch: Progress) -> choice.Choice:
-    """The best of the methods that were run; baselines, which use no encoder, are not named best."""
-    names = [name for name in plan.draws if catalogue.strategy_of(name) != "none"]
+    """The best of the methods that were run; baselines, which use no encoder, are named best only where nothing else was run."""
+    names = [name for name in plan.draws if catalogue.strategy_of(name) != "none"] or list(plan.draws)
     safe = next((name for name in SAFE if name in names), names[0] if names else next(iter(plan.draws)))
     return choice.chosen(
         grid,
         names,
         metric,
         asked.shots,
-        FOLDS,
+        CHOICE_FOLDS,
         safe,
         lambda method: watch(f"cross-validation of {method}", names.index(method), len(names)),
     )

@@ -10,7 +10,7 @@ import numpy as np
 from medtame.comparison.grid import Cell, Grid, Outcome, Shots
 from medtame.comparison.table import Resampling
 from medtame.metrics.statistic import Statistic, joined
-from medtame.run import Run, answer, fitted
+from medtame.run import Run, fitted
 from medtame.trust.controls import ARMS, Arm, applicable, reworded, reworded_problem, verdict, with_images
 from medtame.types import Samples
 
@@ -67,7 +67,7 @@ def measured(grid: Grid, cell: Cell, run: Run, support: Samples, test: Samples, 
             change=lambda problem: reworded_problem(problem, arm.name),
         )
     query = reworded(run.query(test), arm.name)
-    return run.frame.measure(run.frame.read(query, answer(run.adapted, query, run.method.scope)), test)
+    return run.frame.measure(run.frame.read(query, run.answer(query)), test)
 
 
 def outcomes(found: Sequence[Mapping[str, Statistic]]) -> list[Outcome]:

@@ -58,6 +58,7 @@ class ReportGeneration(Task):
     offers = frozenset({"answer_texts"})
     references = ("constant_report",)
     start = plain = "constant_report"
+    shots = ("all",)
     vocabulary: dict[str, list[str]] = field(default_factory=dict)
 
     def frame(self, support: Samples, wants: Kind) -> Frame:
