@@ -210,3 +210,12 @@ def test_names_are_checked_before_anything_is_run(shop, tmp_path):
     fast = settled(data, encoder, "fast", None, 2, "standard", 10, 0, {})
     assert "affine" not in fast.methods
     assert fast.minutes == 10
+
+
+def test_a_cell_of_other_settings_is_made_again(shop, tmp_path):
+    grid, _ = grid_and_asked(shop, tmp_path)
+    cell = Cell("ridge_probe", 1, 0)
+    grid.run(cell, lambda: 0.0)
+    assert grid.kept(cell) is not None
+    other = replace(grid, settings={"ridge_probe": {"penalty": 5.0}})
+    assert other.kept(cell) is None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from medtame import __version__
+from medtame import __version__, literature_verbs
 from medtame.errors import MedtameError, SettingsError
 
 if TYPE_CHECKING:
@@ -244,6 +244,9 @@ def tasks(as_json: Json = False) -> None:
     typer.echo(json.dumps(record)) if as_json else terminal.show(
         terminal.listing(keys, [tuple(shelves.plain(row[key]) for key in keys) for row in record])
     )
+
+
+literature_verbs.mount(app)
 
 
 def loaded(

@@ -5,24 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from medtame import catalogue
+from medtame.literature import choose, links, tables
+from medtame.literature.words import READING, STRATEGIES
+from medtame.literature.words import TASKS as ALL_TASKS
 from medtame.run import unmet
 from medtame.strategies.base import Method
 from medtame.tasks.base import Task
-
-STRATEGIES = ("direct_use", "tuning", "fusion", "language_model", "knowledge")
-ALL_TASKS = (
-    "classification",
-    "segmentation",
-    "object_detection",
-    "anomaly_detection",
-    "report_generation",
-    "visual_question_answering",
-    "image_text_retrieval",
-    "image_synthesis",
-    "super_resolution",
-    "registration",
-    "multi_task",
-)
 
 
 def methods() -> list[dict[str, Any]]:
@@ -49,7 +37,21 @@ def method(name: str) -> dict[str, Any]:
     """One method with its settings and what it says of itself."""
     kind = catalogue.settings_class(catalogue.METHODS, name)
     row = next(row for row in methods() if row["name"] == name)
-    return {**row, "settings": catalogue.settings_of(kind()), "about": " ".join((kind.__doc__ or "").split())}
+    return {
+        **row,
+        "literature": [cited(paper) for paper in row["papers"]],
+        "settings": catalogue.settings_of(kind()),
+        "about": " ".join((kind.__doc__ or "").split()),
+    }
+
+
+def cited(paper: str) -> str:
+    """An identifier with the title where it is among the review's papers, and its link; a full reference stays as it is."""
+    link = links.stable(paper)
+    listed = next((row for row in tables.papers() if link and links.key(row.identifier) == links.key(paper)), None)
+    if listed is not None:
+        return f"{listed.title} ({listed.year or 'year not said'}), {link}"
+    return f"{paper}: {link} (not among the review's papers)" if link else f"{paper} (not among the review's papers)"
 
 
 def tasks() -> list[dict[str, Any]]:
@@ -69,17 +71,22 @@ def tasks() -> list[dict[str, Any]]:
 
 
 def matrix() -> dict[str, Any]:
-    """How many methods of each strategy serve each task; an empty cell has its reason."""
+    """How many methods of each strategy serve each task, and how many of the review's papers have both as their main labels.
+
+    A cell without a method has its reason. `unlabelled` counts the papers whose strategy is not said.
+    """
     serving, there = methods(), catalogue.names(catalogue.TASKS)
+    counted = choose.counts(tables.papers(), "strategy", "task")
+    of_papers = dict(zip(counted["rows"]["names"], counted["counts"], strict=True))
     rows = []
     for strategy in STRATEGIES:
         counts = [sum(name in row["tasks"] for row in serving if row["strategy"] == strategy) for name in ALL_TASKS]
         cells = [
-            str(count) if count else ("no method yet" if name in there else "no task yet")
-            for name, count in zip(ALL_TASKS, counts, strict=True)
+            f"{count or ('no method yet' if name in there else 'no task yet')}; papers {papers}"
+            for name, count, papers in zip(ALL_TASKS, counts, of_papers[strategy], strict=True)
         ]
-        rows.append({"strategy": strategy, "cells": cells})
-    return {"tasks": list(ALL_TASKS), "rows": rows}
+        rows.append({"strategy": strategy, "cells": cells, "methods": counts, "papers": of_papers[strategy]})
+    return {"tasks": list(ALL_TASKS), "rows": rows, "unlabelled": of_papers.get("not said", [0] * len(ALL_TASKS)), "reading": READING}
 
 
 def task(name: str) -> Task:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,8 +28,9 @@ MANIFESTS = {
     "registration": "pairs",
     "report_generation": "images",
 }
-PATIENTS = {"classification": 300, "registration": 30, "segmentation": 60, "visual_question_answering": 120}
-DRAWS = 10
+PATIENTS = {"classification": 300, "registration": 24, "segmentation": 36, "visual_question_answering": 90}
+SHOTS: dict[str, tuple[int | Literal["all"], ...]] = {"segmentation": ("all",)}  # a few minutes on a laptop
+DRAWS, MINUTES = 10, 1.5
 
 
 def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, command: str) -> Comparison:
@@ -44,7 +45,16 @@ def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, comm
         phantom.make(folder, patients=PATIENTS.get(task, 150), seed=seed)
     data = load(folder / f"{MANIFESTS[task]}.csv", task)
     return compare(
-        data, methods="fast", minutes=1.5, draws=DRAWS, seed=seed, out=out / "comparison", resume=resume, watch=watch, command=command
+        data,
+        methods="fast",
+        shots=SHOTS.get(task),
+        minutes=MINUTES,
+        draws=DRAWS,
+        seed=seed,
+        out=out / "comparison",
+        resume=resume,
+        watch=watch,
+        command=command,
     )
 
 

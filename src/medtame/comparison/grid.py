@@ -134,7 +134,8 @@ class Grid:
 
     def keep(self, cell: Cell, outcome: Outcome) -> None:
         config, arrays = to_arrays(outcome.statistics)
-        about = json.dumps({"statistics": config, "cost": outcome.cost, "notes": outcome.notes})
+        settings = catalogue.settings_of(self.method(cell.method))
+        about = json.dumps({"statistics": config, "cost": outcome.cost, "notes": outcome.notes, "settings": settings})
         named = {**arrays, "about": np.frombuffer(about.encode(), dtype=np.uint8)}
 
         def write(path: str) -> None:
@@ -144,7 +145,7 @@ class Grid:
         state.write_whole(self.folder / f"{cell.name}.npz", write)
 
     def kept(self, cell: Cell) -> Outcome | None:
-        """A finished cell; a file that cannot be read is made again."""
+        """A finished cell; one made with other settings, or a file that cannot be read, is made again."""
         path = self.folder / f"{cell.name}.npz"
         if not path.is_file():
             return None
@@ -152,6 +153,8 @@ class Grid:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             about = json.loads(arrays.pop("about").tobytes())
+            if about["settings"] != json.loads(json.dumps(catalogue.settings_of(self.method(cell.method)))):
+                return None
             return Outcome(from_arrays(about["statistics"], arrays), about["cost"], tuple(about["notes"]))
         except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error, RunError):
             path.unlink()

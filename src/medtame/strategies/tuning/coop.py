@@ -70,8 +70,8 @@ class Coop(Learner):
 
     The context takes the place of the words that all first prompts begin with ("chest X-ray of"), starts at their own
     embeddings, and so answers like zero-shot with that prompt before the first step. Prompts that share no beginning are
-    replaced by `template`. Position and type embeddings are added once, by the tower. SGD, cosine decay, no augmentation, so
-    image features stay cached.
+    replaced by `template`. Position and type embeddings are added once, by the tower. No augmentation, so image features stay
+    cached. AdamW instead of SGD; steps and learning rate were chosen on held-out training rows of the phantom and chest_xray.
     """
 
     learning = "prompt_learning"
@@ -83,8 +83,8 @@ class Coop(Learner):
     trains = "the first word vectors of the prompt"
     cost = "seconds: passes through the text tower"
     papers = ("arxiv:2109.01134",)
-    steps: Annotated[int, Field(ge=0)] = 50
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    steps: Annotated[int, Field(ge=0)] = 100
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     batch: Annotated[int, Field(gt=0)] = 64
     template: str = "a medical image of {}"
 
