@@ -38,10 +38,10 @@ def medtame(monkeypatch, capsys):
 
 
 COMPARE = {"schema", "task", "data", "rows", "not_run", "best", "controls", "run", "report", "details"}
-ROW = {
-    "method", "strategy", "learning", "encoder", "shots", "regime", "draws", "metric", "mean", "low", "high", "gain", "gain_low", "gain_high",
-    "gain_over_probe", "gain_over_probe_low", "gain_over_probe_high", "harm_rate", "fit_seconds", "trainable_parameters",
-}  # fmt: skip
+ROW = set(
+    "method strategy learning encoder shots regime draws metric mean low high gain gain_low gain_high gain_over_probe gain_over_probe_low "
+    "gain_over_probe_high harm_rate fit_seconds trainable_parameters".split()
+)
 CONTROL = {"arm", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high", "verdict"}
 METHOD = {"name", "strategy", "learning", "tasks", "trains", "cost", "papers"}
 
@@ -191,7 +191,7 @@ encoders.FAMILIES = {{"tiny": family}}
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 import medtame.comparison
 resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
-sys.argv = ["medtame", "compare", {str(shop)!r}, "--encoder", "tiny", "--methods", "zero_shot", "--shots", "1", "--draws", "2", "--out", "out"]
+sys.argv = ["medtame", "compare", {str(shop)!r}, *"--encoder tiny --methods zero_shot --shots 1 --draws 2 --out out".split()]
 cli.main()
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=tmp_path)

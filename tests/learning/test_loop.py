@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -55,4 +56,4 @@ def test_the_rate_rises_over_the_warm_up_and_falls_along_half_a_cosine():
     assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
     assert rates[2] == pytest.approx(1.0)
     assert rates[6] == pytest.approx(0.5 * (1 + math.cos(math.pi * 4 / 8)))
-    assert all(a > b for a, b in zip(rates[2:], rates[3:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[2:]))

@@ -17,7 +17,7 @@ from medtame.run import fitted
 from medtame.strategies.tuning.clap import Clap, trust
 from medtame.strategies.tuning.coop import PromptedTower, shared_beginning
 from medtame.strategies.tuning.lora import adaptable, with_lora
-from medtame.strategies.tuning.ridge_probe import leave_one_out
+from medtame.strategies.tuning.ridge_probe import leave_one_out, solved
 from medtame.tasks.classification import Classification
 from medtame.types import Candidates, Problem, Query
 
@@ -108,9 +108,10 @@ def test_the_nearest_prototype_is_the_class_mean(support, encoder):
         assert torch.allclose(said[:, k], slow, atol=1e-4)
 
 
-def test_leave_one_out_equals_the_explicit_loop():
+@pytest.mark.parametrize("width", [20, 4])
+def test_leave_one_out_equals_the_explicit_loop(width):
     random = np.random.default_rng(0)
-    x, y = random.normal(size=(9, 20)), random.normal(size=(9, 2))
+    x, y = random.normal(size=(9, width)), random.normal(size=(9, 2))
     penalties = torch.tensor([0.03, 0.5, 8.0], dtype=torch.float64)
     fast = leave_one_out(torch.from_numpy(x - x.mean(0)), torch.from_numpy(y - y.mean(0)), penalties)
     for penalty, found in zip(penalties.tolist(), fast.tolist(), strict=True):
@@ -119,6 +120,8 @@ def test_leave_one_out_equals_the_explicit_loop():
             rest = np.delete(np.arange(9), i)
             errors.append((Ridge(alpha=penalty).fit(x[rest], y[rest]).predict(x[i : i + 1])[0] - y[i]) ** 2)
         assert found == pytest.approx(float(np.mean(errors)), rel=1e-6)
+        centred = torch.from_numpy(x - x.mean(0)), torch.from_numpy(y - y.mean(0))
+        assert np.allclose(solved(*centred, penalty).numpy().T, Ridge(alpha=penalty).fit(x, y).coef_)
 
 
 def test_the_ridge_probe_is_scikit_learns_ridge_times_the_scale(support, encoder):

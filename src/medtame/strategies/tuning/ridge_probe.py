@@ -31,18 +31,33 @@ class RidgeProbeAdapted(Adapted):
 def leave_one_out(features: Tensor, targets: Tensor, penalties: Tensor) -> Tensor:
     """(P,) mean squared error of each row predicted by a ridge fit without it, features (n, F) and targets (n, C) centred.
 
-    One eigendecomposition of the Gram matrix serves all penalties: the residual of row i without row i is
+    One eigendecomposition, of the smaller Gram matrix, serves all penalties: the residual of row i without row i is
     r_i / (1 - h_ii), with h the hat matrix (the constant's 1/n included).
     """
     n = len(features)
-    values, vectors = torch.linalg.eigh(features @ features.T)
+    if n <= features.shape[1]:
+        values, vectors = torch.linalg.eigh(features @ features.T)
+    else:
+        values, directions = torch.linalg.eigh(features.T @ features)
+        directions, values = directions[:, values > 1e-10 * values[-1]], values[values > 1e-10 * values[-1]]
+        vectors = features @ directions / values.sqrt()
     rotated, squared = vectors.T @ targets, vectors.square()
-    shrink = values.clamp(min=0) / (values.clamp(min=0) + penalties[:, None])  # (P, n)
+    shrink = values.clamp(min=0) / (values.clamp(min=0) + penalties[:, None])  # (P, rank)
     fitted = torch.einsum("ij,pj,jc->pic", vectors, shrink, rotated)
     leverage = shrink @ squared.T + 1 / n
     residual = (targets - fitted) / (1 - leverage).clamp(min=1e-9)[..., None]
     errors: Tensor = residual.square().mean((1, 2))
     return errors
+
+
+def solved(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """(F, C) ridge weights of centred features (n, F) and targets (n, C), by the smaller of both Gram matrices."""
+    n, width = features.shape
+    if n <= width:
+        dual = torch.linalg.solve(features @ features.T + penalty * torch.eye(n, dtype=features.dtype), targets)
+        return features.T @ dual
+    primal: Tensor = torch.linalg.solve(features.T @ features + penalty * torch.eye(width, dtype=features.dtype), features.T @ targets)
+    return primal
 
 
 @dataclass(frozen=True)
@@ -80,8 +95,7 @@ class RidgeProbe(Method):
         counts = targets.sum(0)
         enough = len(x) > 2 and bool((counts[counts > 0] >= 2).all())
         penalty = float(PENALTIES[leave_one_out(x, y, PENALTIES).argmin()]) if enough else self.penalty
-        dual = torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x), dtype=torch.float64), y)
         scale = problem.query.encoder.scale
-        weight = scale * (x.T @ dual).T
+        weight = scale * solved(x, y, penalty).T
         bias = scale * mean_targets - weight @ mean_features
         return RidgeProbeAdapted(problem.query.wanted.names, weight.float(), bias.float(), penalty, enough)
