@@ -6,6 +6,7 @@ imported where it is used.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -71,12 +72,14 @@ def segmentation(
         raise MedtameError(f"{len(predicted)} predicted masks, {len(truth)} true ones, {len(spacings)} spacings: give one of each a row")
     known = bool(spacings) and all(spacing is not None for spacing in spacings)
     rows = list(zip(predicted, truth, spacings if known else [None] * len(truth), strict=True))
-    return {
-        "dice": Mean(np.array([dice_of(a, b) for a, b, _ in rows], dtype=float)),
-        "iou": Mean(np.array([iou_of(a, b) for a, b, _ in rows], dtype=float)),
-        "hd95_mm" if known else "hd95_pixels": Mean(np.array([hd95_of(*row) for row in rows], dtype=float)),
-        "surface_dice": Mean(np.array([surface_dice_of(*row, tolerance) for row in rows], dtype=float)),
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it passes to itself
+        return {
+            "dice": Mean(np.array([dice_of(a, b) for a, b, _ in rows], dtype=float)),
+            "iou": Mean(np.array([iou_of(a, b) for a, b, _ in rows], dtype=float)),
+            "hd95_mm" if known else "hd95_pixels": Mean(np.array([hd95_of(*row) for row in rows], dtype=float)),
+            "surface_dice": Mean(np.array([surface_dice_of(*row, tolerance) for row in rows], dtype=float)),
+        }
 
 
 def _sides(spacing_mm: Spacing) -> list[float] | None:
