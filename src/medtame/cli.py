@@ -223,7 +223,7 @@ def methods(
 
     if matrix:
         record: Any = shelves.matrix()
-        shown = terminal.listing(("strategy", *record["tasks"]), [(row["strategy"], *map(str, row["cells"])) for row in record["rows"]])
+        shown = terminal.listing(*shelves.matrix_table(record))
     elif name:
         record = shelves.method(name)
         shown = terminal.listing(("", ""), [(key, shelves.plain(value)) for key, value in record.items()])

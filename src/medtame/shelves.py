@@ -89,6 +89,15 @@ def matrix() -> dict[str, Any]:
     return {"tasks": list(ALL_TASKS), "rows": rows, "unlabelled": of_papers.get("not said", [0] * len(ALL_TASKS)), "reading": READING}
 
 
+def matrix_table(record: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The matrix as titles and lines, a task a line: methods of medtame / papers of the review."""
+    lines = []
+    for place, name in enumerate(record["tasks"]):
+        pairs = [f"{row['methods'][place]} / {row['papers'][place]}" for row in record["rows"]]
+        lines.append((name, *pairs, str(record["unlabelled"][place])))
+    return ("methods / papers", *(row["strategy"] for row in record["rows"]), "papers without a strategy"), lines
+
+
 def task(name: str) -> Task:
     made: Task = catalogue.build(catalogue.TASKS, name)
     return made
