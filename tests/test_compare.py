@@ -219,3 +219,22 @@ def test_a_cell_of_other_settings_is_made_again(shop, tmp_path):
     assert grid.kept(cell) is not None
     other = replace(grid, settings={"ridge_probe": {"penalty": 5.0}})
     assert other.kept(cell) is None
+
+
+def test_regimes_and_several_encoders_stand_in_one_table(shop, tmp_path, monkeypatch):
+    def second(rest):
+        card, load = family(rest)
+        changed = {"spec": "second", "image_identity": "second-image"}
+        return lambda: replace(card(), **changed), lambda: replace(load(), **changed)
+
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": family, "second": second})
+    data = medtame.load(shop)
+    result = medtame.compare(
+        data, ["tiny", "second"], methods=["ridge_probe"], shots=(2,), draws=2, regime="realistic", out=tmp_path / "out", seed=3
+    )
+    rows = {(row["method"], row["encoder"]): row for row in result.rows}
+    assert {encoder for _, encoder in rows} == {"tiny", "second"}
+    assert {row["regime"] for row in result.rows} == {"realistic"}
+    assert rows["ridge_probe", "tiny"]["mean"] == rows["ridge_probe", "second"]["mean"]
+    cells = {path.parent.name for path in (tmp_path / "out" / "cells").rglob("*.npz")}
+    assert cells == {"tiny", "second"}
