@@ -91,7 +91,7 @@ def compare(
         watch: called with (what, done, of).
     """
     started, folder = time.perf_counter(), Path(out)
-    opened = opened_encoders(encoders)
+    opened = opened_encoders(encoders, lambda done, of: watch("encoding images", done, of))
     asked = settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {})
     settle_folder(folder, question(data, opened, asked), resume=resume)
     grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec)) for one in opened]
@@ -122,11 +122,10 @@ def compare(
     return Comparison(written(made, run, folder), run)
 
 
-def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder]) -> list[Encoder]:
-    """One or several encoders, by name or as they are."""
-    if isinstance(encoders, Sequence) and not isinstance(encoders, str):
-        return [encoder(one) if isinstance(one, str) else one for one in encoders]
-    return [encoder(encoders) if isinstance(encoders, str) else encoders]
+def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder], watch: Callable[[int, int], None]) -> list[Encoder]:
+    """One or several encoders, by name or as they are; `watch` is told how many images are encoded, of how many."""
+    several = encoders if isinstance(encoders, Sequence) and not isinstance(encoders, str) else [encoders]
+    return [encoder(one, watch=watch) if isinstance(one, str) else one for one in several]
 
 
 def settled(
@@ -208,7 +207,6 @@ def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, d
     """All cells, after the plan that the minutes allow; an interrupted call keeps what is finished."""
     every = list(dict.fromkeys([*asked.references, *asked.methods]))
     timed = iter(range(len(every)))
-    watch("encoding the images", 0, 1)
     warmed(grid)
     others = [name for name in asked.methods if name not in asked.references]
     plan = budget.planned(

@@ -54,10 +54,10 @@ def solved(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
     """(F, C) ridge weights of centred features (n, F) and targets (n, C), by the smaller of both Gram matrices."""
     n, width = features.shape
     if n <= width:
-        dual = torch.linalg.solve(features @ features.T + penalty * torch.eye(n, dtype=features.dtype), targets)
-        return features.T @ dual
-    primal: Tensor = torch.linalg.solve(features.T @ features + penalty * torch.eye(width, dtype=features.dtype), features.T @ targets)
-    return primal
+        gram = features @ features.T + penalty * torch.eye(n, dtype=features.dtype)
+        return features.T @ torch.as_tensor(torch.linalg.solve(gram, targets))
+    gram = features.T @ features + penalty * torch.eye(width, dtype=features.dtype)
+    return torch.as_tensor(torch.linalg.solve(gram, features.T @ targets))
 
 
 @dataclass(frozen=True)
