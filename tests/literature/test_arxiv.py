@@ -9,7 +9,7 @@ import pytest
 from medtame.errors import DataError
 from medtame.literature import arxiv
 
-ANSWER = """<?xml version='1.0' encoding='UTF-8'?>
+ANSWER = b"""<?xml version='1.0' encoding='UTF-8'?>
 <feed xmlns:opensearch="http://a9.com/-/spec/opensearch/1.1/" xmlns:arxiv="http://arxiv.org/schemas/atom" xmlns="http://www.w3.org/2005/Atom">
   <id>https://arxiv.org/api/recorded</id>
   <title>arXiv Query: search_query=&amp;id_list=2405.18541&amp;start=0&amp;max_results=1</title>
@@ -24,7 +24,7 @@ ANSWER = """<?xml version='1.0' encoding='UTF-8'?>
     <author><name>Ismail Ben Ayed</name></author>
   </entry>
 </feed>
-""".encode()
+"""
 NOTHING = b"<feed xmlns='http://www.w3.org/2005/Atom'><title>arXiv Query</title></feed>"
 
 

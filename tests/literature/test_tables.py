@@ -18,10 +18,22 @@ from medtame.literature import links, tables, words
 from medtame.literature.schema import FACTS, Model, Paper
 
 GOOD = {
-    "title": "A new adapter", "year": "2024", "task": "segmentation", "other_tasks": "", "learning": "fine_tuning", "strategy": "tuning;fusion",
-    "model": "CLIP", "modality": "X-ray", "body_part": "chest", "dataset": "BUSI", "code": "owner/name", "identifier": "arxiv:2401.00001",
-    "url": "", "evidence": "abstract", "origin": "added",
-}  # fmt: skip
+    "title": "A new adapter",
+    "year": "2024",
+    "task": "segmentation",
+    "other_tasks": "",
+    "learning": "fine_tuning",
+    "strategy": "tuning;fusion",
+    "model": "CLIP",
+    "modality": "X-ray",
+    "body_part": "chest",
+    "dataset": "BUSI",
+    "code": "owner/name",
+    "identifier": "arxiv:2401.00001",
+    "url": "",
+    "evidence": "abstract",
+    "origin": "added",
+}
 
 
 def table(path: Path, *rows: dict[str, str]) -> Path:

@@ -6,6 +6,7 @@ layers in NumPy, with the vectors of all titles kept on disk, answer in under a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -139,4 +140,5 @@ def keep(place: Path, digest: str, files: Files, vectors: Array) -> None:
         np.savez(beside, about=np.array(about), vectors=vectors)
         beside.replace(place)
     except OSError:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
