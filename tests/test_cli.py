@@ -38,30 +38,28 @@ def medtame(monkeypatch, capsys):
 
 
 COMPARE = {"schema", "task", "data", "rows", "not_run", "best", "controls", "run", "report", "details"}
-ROW = set(
-    [
-        "method",
-        "strategy",
-        "learning",
-        "encoder",
-        "shots",
-        "regime",
-        "draws",
-        "metric",
-        "mean",
-        "low",
-        "high",
-        "gain",
-        "gain_low",
-        "gain_high",
-        "gain_over_probe",
-        "gain_over_probe_low",
-        "gain_over_probe_high",
-        "harm_rate",
-        "fit_seconds",
-        "trainable_parameters",
-    ]
-)
+ROW = {
+    "method",
+    "strategy",
+    "learning",
+    "encoder",
+    "shots",
+    "regime",
+    "draws",
+    "metric",
+    "mean",
+    "low",
+    "high",
+    "gain",
+    "gain_low",
+    "gain_high",
+    "gain_over_probe",
+    "gain_over_probe_low",
+    "gain_over_probe_high",
+    "harm_rate",
+    "fit_seconds",
+    "trainable_parameters",
+}
 CONTROL = {"arm", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high", "verdict"}
 METHOD = {"name", "strategy", "learning", "tasks", "trains", "cost", "papers"}
 
