@@ -47,6 +47,14 @@ class Picture(Protocol):
         """(H, W, C) float32 in 0..1 after the intensity convention; C is 1 or 3."""
         ...
 
+    def read(self) -> Array:
+        """(H, W, C) uint8 where the image was stored in 8 bits and `array` is these numbers divided by 255; else `array`."""
+        ...
+
+    def frames(self) -> int:
+        """How many frames, pages or slices there are to choose from; 1 for a plain image."""
+        ...
+
     def values(self) -> Array:
         """(H, W) the stored numbers: label maps, instance numbers, masks."""
         ...

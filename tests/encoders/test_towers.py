@@ -164,9 +164,9 @@ class Counted:
         self.picture, self.reads, self.digests = picture, 0, 0
         self.name = picture.name
 
-    def array(self) -> Any:
+    def read(self) -> Any:
         self.reads += 1
-        return self.picture.array()
+        return self.picture.read()
 
     def digest(self) -> str:
         self.digests += 1

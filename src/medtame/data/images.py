@@ -70,14 +70,22 @@ class FilePicture:
 
     def array(self) -> Array:
         """(H, W, C) float32 in 0..1 after the intensity convention; C is 1 or 3. Raises ImageError."""
+        return unit(self.read())
+
+    def read(self) -> Array:
+        """`array`, but uint8 in 0..255 where the image was stored in 8 bits. Raises ImageError."""
         with _reading(self.path, self.name):
             kind = _kind(self.path)
             if kind == "dicom":
                 pixels, done = dicom.shown(self.path, self.frame)
-                return _three_axes(pixels if done else scaled(pixels))
-            if kind == "nifti":
-                return _three_axes(scaled(_nifti_slice(self.path, self.frame)))
-            return _three_axes(scaled(_pillow_array(self.path, self.frame)))
+                return _three_axes(pixels if done or pixels.dtype == np.uint8 else scaled(pixels))
+            pixels = _nifti_slice(self.path, self.frame) if kind == "nifti" else _pillow_array(self.path, self.frame)
+            return _three_axes(pixels if pixels.dtype == np.uint8 else scaled(pixels))
+
+    def frames(self) -> int:
+        """How many frames, pages or slices `frame` may choose from. Raises ImageError."""
+        with _reading(self.path, self.name):
+            return 1
 
     def values(self) -> Array:
         """(H, W) the stored numbers: palette indices, labels, instance numbers. DICOM is raw, NIfTI after its slope.
@@ -134,6 +142,13 @@ class ArrayPicture:
             raise ImageError(f"{self.name}: floats outside 0..1; scale them to 0..1, or give whole numbers")
         return _three_axes(np.clip(self.pixels, 0, 1).astype(np.float32))
 
+    def read(self) -> Array:
+        """`array`, but uint8 in 0..255 where that is what was given. Raises ImageError."""
+        return _three_axes(self.pixels) if self.pixels.dtype == np.uint8 else self.array()
+
+    def frames(self) -> int:
+        return 1
+
     def values(self) -> Array:
         """(H, W) the numbers as given. Raises ImageError where three channels differ."""
         try:
@@ -149,6 +164,11 @@ class ArrayPicture:
 
     def geometry(self) -> Geometry:
         return Geometry(height=self.pixels.shape[0], width=self.pixels.shape[1])
+
+
+def unit(pixels: Array) -> Array:
+    """What `read` gives as float32 in 0..1."""
+    return (pixels / np.float32(255)).astype(np.float32) if pixels.dtype == np.uint8 else pixels
 
 
 def scaled(pixels: Array) -> Array:
@@ -172,8 +192,8 @@ def scaled(pixels: Array) -> Array:
         low, high = numbers.min(), numbers.max()
     if low == high:
         return np.zeros(pixels.shape, dtype=np.float32)
-    unit: Array = np.clip((numbers - low) / (high - low), 0, 1).astype(np.float32)
-    return unit
+    between: Array = np.clip((numbers - low) / (high - low), 0, 1).astype(np.float32)
+    return between
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class ManifestSamples:
     root: Path = Path()
     notes: tuple[str, ...] = ()
     hidden: frozenset[str] = frozenset()
+    window: str = ""  # an intensity window by name, for images that have more than 8 bits
 
     def __post_init__(self) -> None:
         sizes = {name: len(values) for name, values in self.columns.items()} | {"groups": len(self.groups)}

@@ -63,6 +63,8 @@ def card(folder: Path | None = None) -> EncoderCard:
         scales=((1280, 7), (112, 14), (40, 28), (24, 56)),
         has_text=True,
         notes=NOTES,
+        medical_text=False,
+        licence="Apache-2.0",
     )
 
 

@@ -36,12 +36,13 @@ class Lite0Tower(nn.Module):
 
 
 def prepare(image: Tensor) -> Tensor:
-    """(1, C, H, W) in 0..1 -> (1, 3, 224, 224), as `(pixel - 127) / 128` of 0..255.
+    """(1, C, H, W), uint8 or float32 in 0..1 -> (1, 3, 224, 224), as `(pixel - 127) / 128` of 0..255.
 
     The whole image is stretched to a square by antialiased bicubic resizing, so nothing is cut off and no border is added,
     which would tell a source by its aspect. Grey is resized as one channel.
     """
-    square = nn.functional.interpolate(image, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    unit = image / torch.tensor(255.0) if image.dtype == torch.uint8 else image
+    square = nn.functional.interpolate(unit, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     return (square.expand(-1, 3, -1, -1) * 255 - 127) / 128
 
 

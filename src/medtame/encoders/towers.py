@@ -36,6 +36,8 @@ class EncoderCard:
     scales: tuple[tuple[int, int], ...]  # (F, G) of each map of `grid`, coarsest first
     has_text: bool
     notes: str  # one line for tables: what it is and what it is not
+    medical_text: bool | None = None  # whether it was trained on medical text; None: unknown
+    licence: str = "unknown"
 
 
 class Memory:
@@ -130,8 +132,9 @@ class TowerEncoder:
     """Two towers and how images are prepared for them. Satisfies `Encoder`.
 
     `image_tower` takes prepared pixels (N, 3, S, S) and gives whole (N, D), unit norm, and a tuple of maps (N, F, G, G),
-    coarsest first, the first with F = D. `text_tower` is a `TextTower`, or None. `prepare` takes one image (1, C, H, W) in
-    0..1, C being 1 or 3, resizes and normalises it as the checkpoint wants: (1, 3, S, S).
+    coarsest first, the first with F = D. `text_tower` is a `TextTower`, or None. `prepare` takes one image (1, C, H, W), C being
+    1 or 3, uint8 where it was stored in 8 bits, else float32 in 0..1, and resizes and normalises it as the checkpoint wants:
+    (1, 3, S, S). Where that cuts something off, `prepare_grid` is the same without the cut: a map must cover its whole image.
 
     Towers are never run under `no_grad`: frozen ones record no graph anyway, changed ones can be trained through `whole`,
     `grid` and `texts`. Prepared pixels are remembered, and shared with the encoders that `changed` makes.
@@ -145,21 +148,27 @@ class TowerEncoder:
     image_tower: nn.Module
     text_tower: Any
     prepare: Callable[[Tensor], Tensor]
+    prepare_grid: Callable[[Tensor], Tensor] | None = None
     pixels: Memory = field(default_factory=lambda: Memory(PIXEL_MEMORY_BYTES), repr=False)
     digests: Digests = field(default_factory=Digests, repr=False)
 
     def whole(self, samples: Samples, column: str = "image") -> Tensor:
         """(N, D), unit norm, in the text's space. Raises ImageError."""
-        return torch.cat([whole for whole, _ in self._batches(samples.pictures(column))])
+        return self.wholes(samples.pictures(column))
 
     def grid(self, samples: Samples, column: str = "image") -> tuple[Tensor, ...]:
         """One map (N, F, G, G) a scale, coarsest first; the first lies in the text's space. Raises ImageError."""
         return self.both(samples.pictures(column))[1]
 
+    def wholes(self, pictures: Sequence[Picture]) -> Tensor:
+        """`whole` of pictures."""
+        return torch.cat([whole for whole, _ in self._batches(pictures, self.prepare)])
+
     def both(self, pictures: Sequence[Picture]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`whole` and `grid` of pictures, in one pass."""
-        wholes, scales = zip(*self._batches(pictures), strict=True)
-        return torch.cat(wholes), tuple(torch.cat(maps) for maps in zip(*scales, strict=True))
+        """`whole` and `grid` of pictures, in one pass where both see the same pixels."""
+        wholes, scales = zip(*self._batches(pictures, self.prepare_grid or self.prepare), strict=True)
+        whole = torch.cat(wholes) if self.prepare_grid is None else self.wholes(pictures)
+        return whole, tuple(torch.cat(maps) for maps in zip(*scales, strict=True))
 
     def texts(self, strings: Sequence[str]) -> Tensor:
         """(N, D), unit norm. A string that occurs twice is encoded once. Raises EncoderError where there is no text side."""
@@ -184,22 +193,27 @@ class TowerEncoder:
             text_identity=self.text_identity if text is None else f"{self.text_identity}+{identity}",
         )
 
-    def _batches(self, pictures: Sequence[Picture]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    def _batches(self, pictures: Sequence[Picture], prepare: Callable[[Tensor], Tensor]) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
         """The image tower's output, some images at a time; no pictures give one batch of none."""
         if not pictures:
-            yield self.image_tower(self.prepare(torch.zeros(1, 1, 8, 8))[:0])
+            yield self.image_tower(prepare(torch.zeros(1, 1, 8, 8))[:0])
         for start in range(0, len(pictures), IMAGES_AT_ONCE):
             part = pictures[start : start + IMAGES_AT_ONCE]
-            yield self.image_tower(torch.cat([self._prepared(p, key) for p, key in zip(part, self.digests.of(part), strict=True)]))
+            yield self.image_tower(torch.cat([self._prepared(p, key, prepare) for p, key in zip(part, self.digests.of(part), strict=True)]))
 
-    def _prepared(self, picture: Picture, key: str) -> Tensor:
+    def _prepared(self, picture: Picture, key: str, prepare: Callable[[Tensor], Tensor]) -> Tensor:
         """(1, 3, S, S)"""
+        key = key if prepare is self.prepare else f"grid {key}"
         known = self.pixels.get(key)
         if known is None:
-            image = torch.from_numpy(np.ascontiguousarray(picture.array().transpose(2, 0, 1), dtype=np.float32))
-            known = self.prepare(image[None])
+            known = prepare(_read(picture)[None])
             self.pixels.put(key, known)
         return known
+
+
+def _read(picture: Picture) -> Tensor:
+    """(C, H, W), uint8 where the image was stored in 8 bits, else float32 in 0..1."""
+    return torch.from_numpy(np.ascontiguousarray(picture.read().transpose(2, 0, 1)))
 
 
 def frozen(tower: nn.Module) -> nn.Module:

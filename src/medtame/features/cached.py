@@ -122,7 +122,8 @@ class CachedEncoder:
             if self.watch is not None:
                 self.watch(done * IMAGES_A_CHUNK, len(missing))
             with torch.no_grad():
-                whole, maps = self.opened.both([of_key[key] for key in part])
+                pictures_here = [of_key[key] for key in part]
+                whole, maps = self.opened.both(pictures_here) if "map-0" in kinds else (self.opened.wholes(pictures_here), ())
             made = {"whole": self._halves(whole)}
             if "map-0" in kinds:
                 made |= {f"map-{number}": self._halves(scale) for number, scale in enumerate(maps)}
