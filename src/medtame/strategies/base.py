@@ -31,6 +31,7 @@ class Method(ABC):
     new_words: ClassVar[bool] = False  # scores candidates that fit never saw
     reads: ClassVar[frozenset[str]] = frozenset()  # which words reach the answer: of the candidates, of the rows
     starts_at_zero_shot: ClassVar[bool] = False  # with no step made it answers as zero_shot does
+    unlabelled: ClassVar[bool] = False  # learns from `Problem.unlabelled`, where there is any: training rows outside the support
     stores_support: ClassVar[bool] = False  # the run holds features or texts of training rows
     trains: ClassVar[str] = "nothing"  # what is fitted, in a few words
     cost: ClassVar[str] = "milliseconds on cached features"
