@@ -617,5 +617,5 @@ def test_encoders_are_set_against_the_first() -> None:
     ]
     text = said(tree(checked(values(details={"encoder_gains": gains}))))
     assert "Encoders against bundled" in text
-    assert "clap hf:x all training rows +0.20 [0.10, 0.30]" in text
+    assert "claphf:xall training rows+0.200 [0.100, 0.300]" in text
     assert "Encoders against" not in said(tree(checked(values())))
