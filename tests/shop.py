@@ -6,9 +6,10 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from doubles import KINDS, SIDES, disc, tiny_encoder
+from doubles import KINDS, SIDES, disc, tiny_encoder, tiny_vit_encoder
 from medtame.encoders.towers import EncoderCard
 
 
@@ -31,16 +32,17 @@ def written(folder: Path, n: int = 60, seed: int = 0, split: bool = True) -> Pat
 
 
 def family(rest: str):
-    """`tiny` as a family of encoders: what `medtame.encoders.FAMILIES` holds."""
-    made = tiny_encoder()
+    """`tiny` and `tiny:vit` as a family of encoders: what `medtame.encoders.FAMILIES` holds."""
+    made = tiny_vit_encoder("tiny:vit") if rest == "vit" else tiny_encoder()
+    whole, maps = made.image_tower(made.prepare(torch.zeros(1, 1, 8, 8)))
     card = EncoderCard(
-        spec="tiny",
+        spec=made.spec,
         image_identity=made.image_identity,
         text_identity=made.text_identity,
         scale=made.scale,
         bias=made.bias,
-        dimension=32,
-        scales=((32, 8), (16, 16)),
+        dimension=whole.shape[1],
+        scales=tuple((scale.shape[1], scale.shape[2]) for scale in maps),
         has_text=True,
         notes="a test double",
     )

@@ -7,9 +7,7 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from medtame import cli, encoders
 from shop import family, written
@@ -254,37 +252,3 @@ def test_prompts_come_from_a_file_and_reach_every_method(shop, medtame, tmp_path
     assert "'brigth'" in bad(medtame, *words, "--out", "out2")
     (tmp_path / "prompts.json").write_text("{")
     assert "prompts.json" in bad(medtame, *words, "--out", "out3")
-
-
-def test_masks_land_on_their_source(tmp_path):
-    from medtame.data.samples import ManifestSamples
-    from medtame.report.files import write
-    from medtame.types import Predicted
-
-    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
-    mask = np.zeros((20, 30), np.uint8)
-    mask[3:7, 10:25] = 1
-    samples = ManifestSamples({"image": [str(tmp_path / "a.png")]}, np.arange(1))
-    said = Predicted(table=[{"image": str(tmp_path / "a.png")}], arrays={"0/mask": mask})
-    files = write(said, samples, tmp_path / "seen")
-    assert np.array_equal(np.asarray(Image.open(files[1])), mask * 255)
-
-
-def test_a_mask_of_a_volume_lies_on_the_voxels_that_were_seen(tmp_path):
-    import nibabel
-
-    from medtame.data.samples import ManifestSamples
-    from medtame.report.files import write
-    from medtame.types import Predicted
-
-    data = np.zeros((12, 10, 6), np.int16)
-    data[2:5, 7, 3] = 100
-    affine = np.diag([2.0, 1.5, 4.0, 1.0])
-    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "v.nii.gz")
-    samples = ManifestSamples({"image": [str(tmp_path / "v.nii.gz")]}, np.arange(1))
-    seen = samples.pictures()[0].array()[:, :, 0] > 0.5
-    assert seen.sum() == 3
-    files = write(Predicted(table=[{"image": str(tmp_path / "v.nii.gz")}], arrays={"0/mask": seen}), samples, tmp_path / "seen")
-    back = nibabel.load(files[1])
-    assert np.array_equal(np.asarray(back.dataobj) > 0, data > 0)
-    assert np.array_equal(back.affine, affine)

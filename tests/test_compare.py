@@ -238,3 +238,21 @@ def test_regimes_and_several_encoders_stand_in_one_table(shop, tmp_path, monkeyp
     assert rows["ridge_probe", "tiny"]["mean"] == rows["ridge_probe", "second"]["mean"]
     cells = {path.parent.name for path in (tmp_path / "out" / "cells").rglob("*.npz")}
     assert cells == {"tiny", "second"}
+
+
+def test_two_encoders_stand_on_the_same_supports_and_are_compared_in_pairs(shop, tmp_path):
+    data = medtame.load(shop)
+    both = medtame.compare(data, ["tiny", "tiny:vit"], methods=["ridge_probe"], shots=(1, "all"), draws=3, out=tmp_path / "both")
+    alone = medtame.compare(data, "tiny:vit", methods=["ridge_probe"], shots=(1, "all"), draws=3, out=tmp_path / "alone")
+    timeless = [{key: value for key, value in row.items() if key != "fit_seconds"} for row in both.rows + alone.rows]
+    assert [row for row in timeless[: len(both.rows)] if row["encoder"] == "tiny:vit"] == timeless[len(both.rows) :]  # the same supports
+    mean = {(row["encoder"], row["method"], row["shots"]): row["mean"] for row in both.rows}
+    gains = both.record["details"]["encoder_gains"]
+    assert {(row["method"], row["shots"]) for row in gains} == {(row["method"], row["shots"]) for row in alone.rows}
+    for row in gains:
+        assert (row["encoder"], row["over"]) == ("tiny:vit", "tiny")
+        key = row["method"], row["shots"]
+        assert row["gain"] == pytest.approx(mean["tiny:vit", *key] - mean["tiny", *key], abs=1e-9)
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+    with pytest.raises(SettingsError, match="named twice"):
+        medtame.compare(data, ["tiny", "tiny"], methods=["ridge_probe"], out=tmp_path / "twice")

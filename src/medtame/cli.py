@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from medtame import __version__, literature_verbs
+from medtame import __version__, literature_verbs, shelf_verbs
 from medtame.errors import MedtameError, SettingsError
 
 if TYPE_CHECKING:
@@ -29,10 +29,15 @@ app = typer.Typer(
 )
 
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # of the click that this typer carries
-DataPath = Annotated[Path, typer.Argument(help="A manifest (CSV, TSV, Parquet) or a folder with one sub-folder a class.", metavar="DATA")]
+DATA_HELP = (
+    "A manifest (CSV, TSV, Parquet, JSON, JSONL, COCO, dataset.json) or a folder (a class a sub-folder, DICOM series, BIDS, nnU-Net)."
+)
+DataPath = Annotated[Path, typer.Argument(help=DATA_HELP, metavar="DATA")]
 RunPath = Annotated[Path, typer.Argument(help="A folder that adapt or compare wrote.", metavar="RUN")]
 TaskName = Annotated[str, typer.Option("--task", help="What is asked: see `medtame tasks`.")]
-EncoderName = Annotated[str, typer.Option("--encoder", help="`bundled`; several by commas.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="See `medtame encoders`; a folder; in compare several by commas.")]
+Window = Annotated[str, typer.Option("--window", help="Intensities: lung, brain, bone, …, dicom, percentile, or 40/400 (centre/width).")]
+Slices = Annotated[int, typer.Option("--slices", help="Slices of a volume or series, evenly; their scores are averaged.", min=1)]
 Columns = Annotated[str, typer.Option("--columns", help="Your column names: standard=yours, by commas, such as text=caption,patient=case.")]
 Root = Annotated[Path | None, typer.Option("--root", help="Relative paths start here. Default: the manifest's folder.")]
 Seed = Annotated[int, typer.Option("--seed", help="Draws, folds, initial weights.")]
@@ -93,6 +98,8 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="A new or empty folder. Default: medtame-out in this folder.")] = None,
     columns: Columns = "",
     root: Root = None,
+    window: Window = "",
+    slices: Slices = 1,
     settings: Settings = None,
     seed: Seed = 0,
     allow_leakage: Leakage = False,
@@ -104,7 +111,7 @@ def compare(
     from medtame.comparison import compare as compared
     from medtame.config import shots_of
 
-    opened = loaded(data, task, columns, root, settings, prompts, allow_leakage=allow_leakage)
+    opened = loaded(data, task, columns, root, settings, prompts, window, slices, allow_leakage=allow_leakage)
     with terminal.progress(quiet=as_json) as report:
         result = compared(
             opened,
@@ -135,6 +142,8 @@ def adapt(
     out: Annotated[Path | None, typer.Option("--out", help="A new or empty folder. Default: medtame-run in this folder.")] = None,
     columns: Columns = "",
     root: Root = None,
+    window: Window = "",
+    slices: Slices = 1,
     settings: Settings = None,
     seed: Seed = 0,
     allow_leakage: Leakage = False,
@@ -143,7 +152,7 @@ def adapt(
     """One method, fitted and saved as a run."""
     from medtame import terminal, verbs
 
-    opened = loaded(data, task, columns, root, settings, prompts, allow_leakage=allow_leakage)
+    opened = loaded(data, task, columns, root, settings, prompts, window, slices, allow_leakage=allow_leakage)
     chosen = (method_settings(settings) or {}).get("", {})
     with terminal.progress(quiet=as_json) as report:
         record = verbs.adapt(
@@ -212,45 +221,21 @@ def evaluate(
         terminal.show(terminal.metrics(record["metrics"]))
 
 
-@app.command(epilog="Examples:  medtame methods   |   medtame methods clap   |   medtame methods --matrix")
-def methods(
-    name: Annotated[str | None, typer.Argument(help="One method, with its settings.")] = None,
-    matrix: Annotated[bool, typer.Option("--matrix", help="Strategies by tasks, from the code.")] = False,
-    as_json: Json = False,
-) -> None:
-    """The shelf of methods."""
-    from medtame import shelves, terminal
-
-    if matrix:
-        record: Any = shelves.matrix()
-        shown = terminal.listing(*shelves.matrix_table(record))
-    elif name:
-        record = shelves.method(name)
-        shown = terminal.listing(("", ""), [(key, shelves.plain(value)) for key, value in record.items()])
-    else:
-        record = shelves.methods()
-        keys = ("name", "strategy", "learning", "trains", "tasks")
-        shown = terminal.listing(keys, [tuple(shelves.plain(row[key]) for key in keys) for row in record])
-    typer.echo(json.dumps(record)) if as_json else terminal.show(shown)
-
-
-@app.command(epilog="Example:  medtame tasks")
-def tasks(as_json: Json = False) -> None:
-    """The shelf of tasks."""
-    from medtame import shelves, terminal
-
-    record = shelves.tasks()
-    keys = ("name", "columns", "references", "methods", "settings")
-    typer.echo(json.dumps(record)) if as_json else terminal.show(
-        terminal.listing(keys, [tuple(shelves.plain(row[key]) for key in keys) for row in record])
-    )
-
-
+shelf_verbs.mount(app)
 literature_verbs.mount(app)
 
 
 def loaded(
-    data: Path, task: str, columns: str, root: Path | None, settings: Sequence[str] | None, prompts: Path | None, *, allow_leakage: bool
+    data: Path,
+    task: str,
+    columns: str,
+    root: Path | None,
+    settings: Sequence[str] | None,
+    prompts: Path | None,
+    window: str,
+    slices: int,
+    *,
+    allow_leakage: bool,
 ) -> Data:
     """The data with the task's settings from the command line."""
     from medtame.config import prompts_of
@@ -259,7 +244,9 @@ def loaded(
     chosen: dict[str, Any] = {name.removeprefix("task."): value for name, value in pairs(settings) if name.startswith("task.")}
     if prompts is not None:
         chosen["prompts"] = prompts_of(prompts)
-    return load(data, task, columns=mapped(columns), root=root, settings=chosen, allow_leakage=allow_leakage)
+    if slices > 1:
+        chosen["slices"] = slices
+    return load(data, task, columns=mapped(columns), root=root, settings=chosen, window=window, allow_leakage=allow_leakage)
 
 
 def method_settings(settings: Sequence[str] | None) -> dict[str, dict[str, str]]:
@@ -304,6 +291,8 @@ def tell(result: Any, as_json: bool) -> None:
         return
     record = result.json()
     parts = [terminal.comparison(record)]
+    if record["details"]["encoder_gains"]:
+        parts.append(terminal.encoders(record))
     if record["controls"]:
         parts.append(terminal.controls(record))
     notes = [f"note: {note}" for note in record["details"]["warnings"]]

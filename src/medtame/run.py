@@ -63,11 +63,15 @@ def load(
     columns: Mapping[str, str] | None = None,
     root: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    window: str = "",
     allow_leakage: bool = False,
 ) -> Data:
-    """Read a manifest (CSV, TSV, Parquet, a folder a class) for a task, with its split. Truth is checked here, once."""
+    """Read a manifest or a folder for a task, with its split. Truth is checked here, once.
+
+    `window` is an intensity window by name (`lung`, `brain`, `40/400`, …) for images of more than 8 bits; a run keeps it.
+    """
     asked = catalogue.build(catalogue.TASKS, task, settings) if isinstance(task, str) else task
-    samples = manifest.read(path, columns=columns, root=None if root is None else Path(root))
+    samples = manifest.read(path, columns=columns, root=None if root is None else Path(root)).windowed(window)
     samples = asked.usable(samples)
     split = splits.split(samples, allow_leakage=allow_leakage)
     return Data(samples, asked.settled(samples.take(split.train)), split)
@@ -128,6 +132,8 @@ class Run:
 
     def query(self, samples: Samples, words: Sequence[str] | None = None) -> Query:
         """The question about samples. Truth cannot pass: `Task.given` is the only way in."""
+        if isinstance(samples, ManifestSamples):
+            samples = samples.windowed(self.about.get("window", ""))
         given, asked = self.task.given(samples)
         return self.frame.query(given, self.encoder, words if words is not None else asked)
 
@@ -235,7 +241,7 @@ def fitted(
         "support_rows": len(support),
         "seed": seed,
     }
-    return Run(task, frame, method, adapted, encoder, {"cost": cost})
+    return Run(task, frame, method, adapted, encoder, {"cost": cost, "window": getattr(support, "window", "")})
 
 
 def _watched(steps: Any, watch: Watch) -> Adapted:

@@ -7,10 +7,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 Report = Callable[[str, int, int], None]  # what is done now, how many are done, of how many
+
+
+class PerSecond(ProgressColumn):
+    """How many a second, of what is counted."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.0f}/s" if speed >= 10 else f"{speed:.1f}/s")
 
 
 @contextlib.contextmanager
@@ -25,6 +44,7 @@ def progress(*, quiet: bool) -> Iterator[Report]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        PerSecond(),
         TextColumn("elapsed"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -65,13 +85,15 @@ def comparison(record: Mapping[str, Any]) -> Table:
     table.add_column("method")
     for k in shots:
         table.add_column(f"{k} shots" if k != "all" else "all rows", justify="right")
+    encoders = {row["encoder"] for row in record["rows"]}
     for title in (f"gain over the start at {shots[-1]}", "gain over the probe", "harm", "fit s"):
         table.add_column(title, justify="right")
     for name in dict.fromkeys((row["method"], row["encoder"]) for row in record["rows"]):
         lines = [row for row in record["rows"] if (row["method"], row["encoder"]) == name]
         by_shots = {row["shots"]: row for row in lines}
         last = by_shots[shots[-1]]
-        title = f"{name[0]} *" if name[0] == record["best"] else name[0]
+        title = name[0] if len(encoders) == 1 else f"{name[0]}, {name[1]}"
+        title += " *" if (name[0], name[1]) == (record["best"], record["details"]["encoder"]["spec"]) else ""
         harm = "" if last["harm_rate"] is None else f"{last['harm_rate']:.0%}"
         cells = [interval(by_shots[k], "mean", "low", "high") if k in by_shots else "" for k in shots]
         gains = [
@@ -79,6 +101,21 @@ def comparison(record: Mapping[str, Any]) -> Table:
             interval(last, "gain_over_probe", "gain_over_probe_low", "gain_over_probe_high"),
         ]
         table.add_row(title, *cells, *gains, harm, f"{last['fit_seconds']:.2f}")
+    return table
+
+
+def encoders(record: Mapping[str, Any]) -> Table:
+    """Encoders against the first, a method a line: paired, on the same supports and patients."""
+    gains = record["details"]["encoder_gains"]
+    shots = list(dict.fromkeys(row["shots"] for row in gains))
+    table = Table(title=f"gain over {gains[0]['over']} [95 % interval]", title_justify="left")
+    table.add_column("method")
+    for k in shots:
+        table.add_column(f"{k} shots" if k != "all" else "all rows", justify="right")
+    for name in dict.fromkeys((row["method"], row["encoder"]) for row in gains):
+        by_shots = {row["shots"]: row for row in gains if (row["method"], row["encoder"]) == name}
+        cells = [interval(by_shots[k], "gain", "gain_low", "gain_high") if k in by_shots else "" for k in shots]
+        table.add_row(f"{name[0]}, {name[1]}", *cells)
     return table
 
 

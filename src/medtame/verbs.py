@@ -111,9 +111,10 @@ def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Pa
     if len(images) == 1 and images[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
         return manifest.read(images[0], columns=columns, root=root)
     found = opened_images(images[0] if len(images) == 1 else list(images))
-    missing = [name for name in run.task.inputs if name not in found and name not in ("prompt", "question")]
+    needed = [name for name in run.task.inputs if name in run.task.requires and name not in ("prompt", "question")]
+    missing = [name for name in needed if name not in found]
     if missing:
-        raise DataError(f"{catalogue.name_of(run.task)} needs {' and '.join(run.task.inputs)}: give a manifest with these columns")
+        raise DataError(f"{catalogue.name_of(run.task)} needs {' and '.join(needed)}: give a manifest with these columns")
     return found
 
 

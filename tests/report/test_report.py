@@ -73,7 +73,7 @@ def control(arm: str, difference: float, low: float, high: float, verdict: str =
 def values(**changed: Any) -> dict[str, Any]:
     details = {
         "question": "Which adaptation tells pneumonia from normal?",
-        "encoder": {"spec": "bundled", "image_identity": "lite0:abc", "text_identity": "minilm:def"},
+        "encoder": {"spec": "bundled", "image_identity": "lite0:abc", "text_identity": "minilm:def", "medical_text": False},
         "baselines": ["constant"],
         "warnings": ["No patient column: split by image."],
         "prompts": {"normal": ["a normal chest X-ray"], "pneumonia": ["a chest X-ray with pneumonia"]},
@@ -383,7 +383,7 @@ def test_several_encoders_stand_apart() -> None:
     record = checked(values(rows=rows))
     table = next(table for table in tree(record).iter("table") if table.get("class") == "main")
     assert [said(line[0]).split(" tuning")[0] for line in table.findall("tbody/tr")][:2] == [
-        "clap · hf:other chosen",
+        "clap · hf:other",
         "clap · bundled chosen",
     ]
     assert "reaches balanced accuracy 0.752" in html.headline(record).sentence
@@ -515,7 +515,7 @@ def card(**changed: Any) -> dict[str, Any]:
         "learning": "none",
         "settings": {"alpha": 1.0},
         "papers": ["arxiv:2111.03930"],
-        "encoder": {"spec": "bundled", "image_identity": "lite0:abc", "text_identity": "minilm:def"},
+        "encoder": {"spec": "bundled", "image_identity": "lite0:abc", "text_identity": "minilm:def", "medical_text": False},
         "data": {"n": 48, "classes": {"normal": 24, "a|b": 24}, "groups": 40, "rows": "train", "split": "by patient"},
         "stores_support_rows": True,
         "metrics": {"balanced_accuracy": {"value": 0.812, "low": 0.755, "high": 0.861, "n": 125}},
@@ -599,3 +599,23 @@ def test_a_card_with_a_missing_detail_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(RunError, match=r"metrics\.dice\.value"):
         written(tmp_path, metrics={"dice": {"value": float("nan")}})
+
+
+def test_encoders_are_set_against_the_first() -> None:
+    gains = [
+        {
+            "encoder": "hf:x",
+            "over": "bundled",
+            "method": "clap",
+            "shots": "all",
+            "metric": "accuracy",
+            "gain": g,
+            "gain_low": g - 0.1,
+            "gain_high": g + 0.1,
+        }
+        for g in (0.2, -0.05)
+    ]
+    text = said(tree(checked(values(details={"encoder_gains": gains}))))
+    assert "Encoders against bundled" in text
+    assert "claphf:xall training rows+0.200 [0.100, 0.300]" in text
+    assert "Encoders against" not in said(tree(checked(values())))

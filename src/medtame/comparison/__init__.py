@@ -107,6 +107,7 @@ def compare(
     run = final(data, grid, best.method, folder / "run")
     warnings = said(data, grid, found[place], run)
     details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, time.perf_counter() - started)
+    details["encoder_gains"] = table.encoder_gains([one.spec for one in opened], found, resampling, metric)
     made = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
@@ -125,7 +126,12 @@ def compare(
 def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder], watch: Callable[[int, int], None]) -> list[Encoder]:
     """One or several encoders, by name or as they are; `watch` is told how many images are encoded, of how many."""
     several = encoders if isinstance(encoders, Sequence) and not isinstance(encoders, str) else [encoders]
-    return [encoder(one, watch=watch) if isinstance(one, str) else one for one in several]
+    opened = [encoder(one, watch=watch) if isinstance(one, str) else one for one in several]
+    specs = [one.spec for one in opened]
+    twice = next((spec for spec in specs if specs.count(spec) > 1), None)
+    if twice is not None:
+        raise SettingsError(f"the encoder {twice} is named twice: name each once")
+    return opened
 
 
 def settled(
@@ -187,6 +193,7 @@ def question(data: Data, encoders: Sequence[Encoder], asked: Asked) -> dict[str,
         "task": catalogue.name_of(data.task),
         "task_settings": json.loads(json.dumps(catalogue.settings_of(data.task))),
         "rows": hashlib.sha256(columns.encode()).hexdigest(),
+        "window": data.samples.window,
         "encoders": [identity(one) for one in encoders],
         "regime": asked.regime,
         "seed": asked.seed,

@@ -21,7 +21,7 @@ from medtame.comparison.table import Resampling
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.report import model_card
 from medtame.run import Run, fitted, identity
-from medtame.types import Array, Picture, Samples
+from medtame.types import Array, Encoder, Picture, Samples
 
 SIDE = 128  # pixels of a thumbnail
 SHOWN = 8
@@ -53,8 +53,7 @@ def details(
             "spec": encoder.spec,
             "image_identity": encoder.image_identity,
             "text_identity": encoder.text_identity,
-            "medical_text": False,
-            "notes": "general-purpose image and text sides, frozen",
+            **about_encoder(encoder),
         },
         "warnings": list(warnings),
         "prompts": prompts(run),
@@ -76,6 +75,17 @@ def details(
         "metrics": {name: metrics(found[name, shots[-1]], resampling) for name in methods},
         **pictures(grid, best.method, run),
     }
+
+
+def about_encoder(encoder: Encoder) -> dict[str, Any]:
+    """What its card says, and the engine that encoded these images with the cosine to the plain one."""
+    card, engine = getattr(encoder, "card", None), getattr(encoder, "engine", None)
+    said = {} if card is None else {"medical_text": card.medical_text, "notes": card.notes}
+    if engine:
+        said["engine"] = (
+            f"{engine['engine']}, smallest cosine to the plain engine {engine['cosine']:.6f}" if engine["cosine"] else engine["engine"]
+        )
+    return said
 
 
 def metrics(outcomes: Sequence[Outcome], resampling: Resampling) -> dict[str, dict[str, Any]]:

@@ -68,6 +68,18 @@ def rows_of(
     return rows
 
 
+def encoder_gains(specs: Sequence[str], found: Sequence[Outcomes], resampling: Resampling, metric: str) -> list[dict[str, Any]]:
+    """Every encoder after the first against it, a method and a number of shots at a time, on the same supports and patients."""
+    rows = []
+    for spec, outcomes in zip(specs[1:], found[1:], strict=True):
+        for (name, shots), ours in outcomes.items():
+            theirs = found[0].get((name, shots))
+            if theirs is not None and catalogue.strategy_of(name) != "none":
+                about = {"encoder": spec, "over": specs[0], "method": name, "shots": shots, "metric": metric}
+                rows.append(about | named("gain", resampling.gain(ours, theirs, metric)))
+    return rows
+
+
 def named(name: str, interval: Interval | None) -> dict[str, float | None]:
     if interval is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}

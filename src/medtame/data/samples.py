@@ -60,6 +60,10 @@ class ManifestSamples:
         new = {name: list(values) for name, values in columns.items()}
         return replace(self, columns={**self.columns, **new}, hidden=self.hidden - new.keys())
 
+    def windowed(self, window: str) -> ManifestSamples:
+        """The same samples, seen through another intensity window."""
+        return self if window == self.window else replace(self, window=window)
+
     def column(self, name: str) -> list[Any]:
         """N values. Raises DataError where the column is absent or was dropped."""
         if name in self.columns:

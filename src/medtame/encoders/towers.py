@@ -213,7 +213,7 @@ class TowerEncoder:
 
 def _read(picture: Picture) -> Tensor:
     """(C, H, W), uint8 where the image was stored in 8 bits, else float32 in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(picture.read().transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(picture.read().transpose(2, 0, 1), order="C"))
 
 
 def frozen(tower: nn.Module) -> nn.Module:

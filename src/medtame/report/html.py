@@ -246,7 +246,7 @@ def line(record: Record, rows: Sequence[Row], key: tuple[str, str]) -> Line:
     cells: dict[int | str, Row] = {row.shots: row for row in rows if (row.method, row.encoder) == key}
     several = len({row.encoder for row in rows if row.method not in record.details.baselines}) > 1
     details, marks = record.details, []
-    if key[0] == record.best:
+    if key[0] == record.best and (not several or key[1] == details.encoder.spec):
         marks.append("chosen")
     if key[0] in details.baselines:
         marks.append("baseline")

@@ -106,7 +106,8 @@ class EncoderNote(Part):
     image_identity: Text = ""
     text_identity: Text = ""
     notes: Text = ""
-    medical_text: bool = False
+    medical_text: bool | None = None
+    engine: Text = ""
     logit_scale: float | None = None
     logit_bias: float | None = None
 
@@ -154,6 +155,19 @@ class Measured(Part):
     n: int | None = None
 
 
+class EncoderGain(Part):
+    """A method on one encoder against the same method on another (`over`), on the same supports and patients."""
+
+    encoder: Text
+    over: Text
+    method: Text
+    shots: Shots
+    metric: Text
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+
+
 class Details(Part):
     """What the page needs beyond the table. `start` and `plain` name the references of the two gains ("": the task has none)."""
 
@@ -174,6 +188,7 @@ class Details(Part):
     worst_cases: list[WorstCase] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
     metrics: dict[Text, dict[Text, Measured]] = Field(default_factory=dict)
+    encoder_gains: list[EncoderGain] = Field(default_factory=list)
 
 
 class Record(Part):

@@ -1,14 +1,20 @@
-"""Classification: one label an image, chosen among the classes of the training rows."""
+"""Classification: one label an image, chosen among the classes of the training rows.
+
+A volume, a series or a multi-frame image is asked by its middle slice, or by several slices (`slices`): each is a row of the
+query, and their logits are averaged before they are read. A shot stays one image, however many of its slices are seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from functools import lru_cache
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from medtame.errors import DataError, PairError
 from medtame.metrics.classification import classification
@@ -16,27 +22,35 @@ from medtame.metrics.statistic import Statistic
 from medtame.tasks.base import Frame, Task, every
 from medtame.types import Answer, Array, Candidates, Encoder, Kind, Predicted, Problem, Query, Samples, Scores
 
+OWNER = "sample of the row"  # a column of the query's own, beside those of the manifest
+
 
 @dataclass(frozen=True)
 class ClassificationFrame(Frame):
     names: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
+    slices: int = 1
 
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
         targets = torch.tensor([[float(name == label) for name in self.names] for label in support.column("label")])
-        return Problem(query=self.query(support.only(("image",)), encoder), targets=targets, seed=seed)
+        query = self.query(support.only(("image",)), encoder)
+        return Problem(query=query, targets=targets[owners(query.samples)], seed=seed)
 
     def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
         candidates = Candidates(names=self.names, prompts=self.prompts)
         if words is not None:
             candidates = Candidates(names=tuple(words), prompts=tuple((word,) for word in words))
+        if self.slices > 1:
+            samples = by_slice(samples, self.slices)
         return Query(wants="scores", samples=samples, encoder=encoder, source=every(samples), candidates=candidates)
 
     def read(self, query: Query, answer: Answer) -> Predicted:
         if not isinstance(answer, Scores):
             raise PairError("classification reads scores")
-        names, probabilities = query.wanted.names, answer.values.softmax(1).double().numpy()
-        rows = zip(query.samples.column("image"), probabilities, strict=True)
+        names, owner = query.wanted.names, owners(query.samples)
+        probabilities = means(answer.values, owner).softmax(1).double().numpy()
+        first = np.unique(owner, return_index=True)[1]
+        rows = zip([query.samples.column("image")[row] for row in first], probabilities, strict=True)
         return Predicted(table=[_row(image, names, p) for image, p in rows], arrays={"scores": probabilities})
 
     def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
@@ -50,17 +64,57 @@ class ClassificationFrame(Frame):
         return classification(said.arrays["scores"], labels)
 
 
-def _row(image: str, names: tuple[str, ...], probability: Array) -> dict[str, object]:
+def by_slice(samples: Samples, slices: int) -> Samples:
+    """A row a slice: the middles of `slices` equal parts of each image, fewer where it has fewer; OWNER is the sample of each."""
+    pictures: list[Any] = samples.pictures()  # those that have frames are dataclasses
+    counts = [frames_of(picture) if hasattr(picture, "frame") else 1 for picture in pictures]
+    chosen = [spread(count, slices) for count in counts]
+    owner = np.repeat(np.arange(len(samples)), [len(frames) for frames in chosen])
+    shown = [
+        picture if count == 1 else replace(picture, frame=frame)
+        for picture, count, frames in zip(pictures, counts, chosen, strict=True)
+        for frame in frames
+    ]
+    return samples.take(owner).replaced(image=shown, **{OWNER: owner.tolist()})
+
+
+@lru_cache(maxsize=2**17)
+def frames_of(picture: Any) -> int:
+    """How many slices a file has: each is opened once a process, not once a query."""
+    return int(picture.frames())
+
+
+def spread(count: int, slices: int) -> list[int]:
+    """Numbers of slices, from 0, evenly over `count`: the middle of each part, so that one slice is number count // 2."""
+    return sorted({int((part + 0.5) * count / slices) for part in range(slices)})
+
+
+def owners(samples: Samples) -> Array:
+    """(N,) the sample of each row."""
+    return np.array(samples.column(OWNER)) if OWNER in samples else np.arange(len(samples))
+
+
+def means(logits: Tensor, owner: Array) -> Tensor:
+    """(N, C) logits of slices to (S, C), the mean of each sample's."""
+    counts = torch.from_numpy(np.bincount(owner)).to(logits.dtype)
+    summed = torch.zeros(len(counts), logits.shape[1], dtype=logits.dtype).index_add(0, torch.from_numpy(owner), logits)
+    return summed / counts[:, None]
+
+
+def _row(image: object, names: tuple[str, ...], probability: Array) -> dict[str, object]:
     refused = bool(np.isnan(probability).any())
     best = 0 if refused else int(probability.argmax())
     scores = {f"score_{name}": float(p) for name, p in zip(names, probability, strict=True)}
-    said = {"image": image, "prediction": "refused" if refused else names[best]}
+    said = {"image": getattr(image, "name", image), "prediction": "refused" if refused else names[best]}
     return {**said, **scores, "max_score": float(probability[best]), "warning": "no answer" if refused else ""}
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """`classes`: their order, filled from the training rows. `prompts`: sentences a class; else the templates are used."""
+    """`classes`: their order, filled from the training rows. `prompts`: sentences a class; else the templates are used.
+
+    `slices`: how many slices of a volume are asked, evenly; their scores are averaged.
+    """
 
     kinds = ("scores",)
     requires = ("image", "label")
@@ -74,6 +128,7 @@ class Classification(Task):
         "a scan of a patient with {}",
     )
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    slices: Annotated[int, Field(ge=1)] = 1
 
     def settled(self, train: Samples) -> Task:
         labels = sorted({str(label) for label in train.column("label") if label is not None})
@@ -93,4 +148,4 @@ class Classification(Task):
     def frame(self, support: Samples, wants: Kind) -> Frame:
         classes = self.classes or tuple(sorted({str(label) for label in support.column("label")}))
         prompts = tuple(self.prompts.get(name) or tuple(template.format(name) for template in self.templates) for name in classes)
-        return ClassificationFrame(wants, classes, tuple(tuple(sentences) for sentences in prompts))
+        return ClassificationFrame(wants, classes, tuple(tuple(sentences) for sentences in prompts), self.slices)
