@@ -16,6 +16,7 @@ from medtame.comparison.table import Resampling
 from medtame.errors import PairError, RunError, SettingsError
 from medtame.metrics.intervals import resampled_groups
 from medtame.metrics.statistic import Mean
+from medtame.strategies.tuning.nearest_prototype import NearestPrototype
 from shop import family, written
 
 
@@ -256,3 +257,20 @@ def test_two_encoders_stand_on_the_same_supports_and_are_compared_in_pairs(shop,
         assert row["gain_low"] <= row["gain"] <= row["gain_high"]
     with pytest.raises(SettingsError, match="named twice"):
         medtame.compare(data, ["tiny", "tiny"], methods=["ridge_probe"], out=tmp_path / "twice")
+
+
+def test_unlabelled_rows_are_training_rows_outside_the_support(shop, tmp_path):
+    grid, _ = grid_and_asked(shop, tmp_path)
+
+    class Reads(NearestPrototype):
+        unlabelled = True
+
+    (part,) = grid.parts
+    support, _ = grid.support(part, 2, 1)
+    rest = grid.unlabelled(Reads(), part, 2, 1)
+    images = [set(samples.column("image")) for samples in (support, rest, grid.data.samples.take(part.test))]
+    assert not images[0] & images[1]
+    assert not images[2] & (images[0] | images[1])
+    assert images[0] | images[1] == set(grid.data.train.column("image"))
+    assert grid.unlabelled(Reads(), part, "all", 0) is None
+    assert grid.unlabelled(NearestPrototype(), part, 2, 1) is None

@@ -158,8 +158,11 @@ class Candidates:
     names: tuple[str, ...]
     prompts: tuple[tuple[str, ...], ...]
     exclusive: bool = True  # one of C; else C times yes or no
+    negatives: tuple[tuple[str, ...], ...] | None = None  # wording of the absence of each, where it is not exclusive
 
     def __post_init__(self) -> None:
+        if self.negatives is not None and (self.exclusive or len(self.negatives) != len(self.names) or not all(self.negatives)):
+            raise DataError("negative prompts are for candidates of which several may hold: give at least one sentence a candidate")
         if len(self.names) != len(self.prompts):
             raise DataError(f"{len(self.names)} candidates but {len(self.prompts)} lists of prompts: give one list a candidate")
         empty = [name for name, prompts in zip(self.names, self.prompts, strict=True) if not prompts]
@@ -209,12 +212,15 @@ class Query:
         return torch.cat([image, encoder.texts(self.words)], 1)
 
     def texts(self, encoder: Encoder | None = None) -> Tensor:
-        """(C, D), or (N, C, D) where words change them: the unit vectors of words and candidate are added."""
-        encoder, prompts = encoder or self.encoder, self.wanted.prompts
-        flat = encoder.texts([sentence for sentences in prompts for sentence in sentences])
-        owner = torch.as_tensor([k for k, sentences in enumerate(prompts) for _ in sentences])
-        means = torch.zeros(len(prompts), flat.shape[1], dtype=flat.dtype).index_add(0, owner, flat)
-        candidates = nn.functional.normalize(means, dim=-1)
+        """(C, D), or (N, C, D) where words change them: the unit vectors of words and candidate are added.
+
+        Where a candidate has negative prompts, its vector is the direction from their mean to that of the positive ones, so
+        that it ranks images as the softmax over such a pair does (Tiu et al. 2022).
+        """
+        encoder, wanted = encoder or self.encoder, self.wanted
+        candidates = sentence_means(encoder, wanted.prompts)
+        if wanted.negatives is not None:
+            candidates = nn.functional.normalize(candidates - sentence_means(encoder, wanted.negatives), dim=-1)
         if self.words is None:
             return candidates
         return nn.functional.normalize(encoder.texts(self.words)[:, None] + candidates[None], dim=-1)
@@ -251,6 +257,14 @@ class Query:
         for rows in np.split(np.arange(len(self)), ends):
             if len(rows):
                 yield self.take(rows)
+
+
+def sentence_means(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """(C, D), unit norm: the mean of the unit vectors of each candidate's sentences."""
+    flat = encoder.texts([sentence for sentences in prompts for sentence in sentences])
+    owner = torch.as_tensor([k for k, sentences in enumerate(prompts) for _ in sentences])
+    means = torch.zeros(len(prompts), flat.shape[1], dtype=flat.dtype).index_add(0, owner, flat)
+    return nn.functional.normalize(means, dim=-1)
 
 
 def pooled(scale: Tensor, source: Array, regions: Tensor) -> Tensor:

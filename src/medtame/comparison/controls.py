@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from medtame.comparison.grid import Cell, Grid, Outcome, Shots
+from medtame.comparison.grid import Cell, Grid, Outcome, Part, Shots
 from medtame.comparison.table import Resampling
 from medtame.metrics.statistic import Statistic, joined
-from medtame.run import Run, fitted
+from medtame.run import Run
 from medtame.trust.controls import ARMS, Arm, applicable, reworded, reworded_problem, verdict, with_images
 from medtame.types import Samples
 
@@ -40,32 +40,24 @@ def one_draw(grid: Grid, cell: Cell, reads: frozenset[str], watch: Callable[[str
     """Arm -> statistics of one draw, over all parts."""
     found: dict[str, list[Mapping[str, Statistic]]] = {}
     for part in grid.parts:
-        support, _ = grid.support(part, cell.shots, cell.draw)
         test = grid.data.samples.take(part.test)
-        run = fitted(support, grid.data.task, grid.method(cell.method), grid.encoder, seed=grid.seed + cell.draw)
+        run = grid.fitted(grid.method(cell.method), part, cell.shots, cell.draw)
         found.setdefault("given", []).append(run.measure(test))
         query = run.query(test)
         for arm in ARMS:
             if applicable(arm, query, reads):
                 watch(arm.name)
-                found.setdefault(arm.name, []).append(measured(grid, cell, run, support, test, arm))
+                found.setdefault(arm.name, []).append(measured(grid, cell, run, part, test, arm))
     return {name: {key: joined([one[key] for one in parts]) for key in parts[0]} for name, parts in found.items()}
 
 
-def measured(grid: Grid, cell: Cell, run: Run, support: Samples, test: Samples, arm: Arm) -> Mapping[str, Statistic]:
+def measured(grid: Grid, cell: Cell, run: Run, part: Part, test: Samples, arm: Arm) -> Mapping[str, Statistic]:
     """The statistics of one arm."""
     if arm.changes == "image":
         looked = with_images(test, arm.name, ("image",), grid.seed)
         return run.frame.measure(run.predict(looked), test)
     if arm.when == "refit":
-        run = fitted(
-            support,
-            grid.data.task,
-            run.method,
-            grid.encoder,
-            seed=grid.seed + cell.draw,
-            change=lambda problem: reworded_problem(problem, arm.name),
-        )
+        run = grid.fitted(run.method, part, cell.shots, cell.draw, change=lambda problem: reworded_problem(problem, arm.name))
     query = reworded(run.query(test), arm.name)
     return run.frame.measure(run.frame.read(query, run.answer(query)), test)
 

@@ -18,7 +18,7 @@ from medtame.data.samples import ManifestSamples
 from medtame.errors import RunError
 from medtame.learning.loop import Step
 from medtame.metrics.statistic import Statistic, from_arrays, joined, to_arrays
-from medtame.run import Data, fitted
+from medtame.run import Data, Run, fitted
 from medtame.strategies.base import Learner, Method
 from medtame.types import Array, Encoder, Rows, Samples
 
@@ -90,6 +90,19 @@ class Grid:
         drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
         return train.take(drawn.rows), drawn.notes
 
+    def unlabelled(self, method: Method, part: Part, shots: Shots, number: int) -> ManifestSamples | None:
+        """The training rows outside the support, for a method that learns from rows without labels; never a test row."""
+        train = self.data.samples.take(part.train)
+        drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        rest = np.setdiff1d(np.arange(len(train)), drawn.rows)
+        return train.take(rest) if method.unlabelled and len(rest) else None
+
+    def fitted(self, method: Method, part: Part, shots: Shots, number: int, **more: Any) -> Run:
+        """A method on a support, as every cell and control fits it."""
+        support, _ = self.support(part, shots, number)
+        rest = self.unlabelled(method, part, shots, number)
+        return fitted(support, self.data.task, method, self.encoder, seed=self.seed + number, unlabelled=rest, **more)
+
     def run(self, cell: Cell, clock: Callable[[], float]) -> Outcome:
         """Fit and measure one cell, or read it from its file. Test rows reach only `measure`."""
         kept = self.kept(cell)
@@ -97,8 +110,8 @@ class Grid:
             return kept
         started, found, costs, notes = clock(), [], [], []
         for part in self.parts:
-            support, said = self.support(part, cell.shots, cell.draw)
-            run = fitted(support, self.data.task, self.method(cell.method), self.encoder, seed=self.seed + cell.draw)
+            _, said = self.support(part, cell.shots, cell.draw)
+            run = self.fitted(self.method(cell.method), part, cell.shots, cell.draw)
             found.append(run.measure(self.data.samples.take(part.test)))
             costs.append(run.about["cost"])
             notes += said
@@ -118,7 +131,6 @@ class Grid:
         method = self.method(cell.method)
         if not isinstance(method, Learner) or self.kept(cell) is not None:
             return None
-        support, _ = self.support(self.parts[0], cell.shots, cell.draw)
         times: list[float] = []
 
         def stop(step: Step) -> None:
@@ -127,7 +139,7 @@ class Grid:
                 raise _Enough(step.of)
 
         try:
-            fitted(support, self.data.task, method, self.encoder, seed=self.seed + cell.draw, watch=stop)
+            self.fitted(method, self.parts[0], cell.shots, cell.draw, watch=stop)
         except _Enough as seen:
             return (times[-1] - times[0]) / GLIMPSED_STEPS * seen.steps * len(self.parts)
         return None

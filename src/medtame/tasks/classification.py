@@ -6,6 +6,7 @@ query, and their logits are averaged before they are read. A shot stays one imag
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -17,9 +18,9 @@ from pydantic import Field
 from torch import Tensor
 
 from medtame.errors import DataError, PairError
-from medtame.metrics.classification import classification
+from medtame.metrics.classification import classification, multi_label
 from medtame.metrics.statistic import Statistic
-from medtame.tasks.base import Frame, Task, every
+from medtame.tasks.base import Frame, Rows, Task, every
 from medtame.types import Answer, Array, Candidates, Encoder, Kind, Predicted, Problem, Query, Samples, Scores
 
 OWNER = "sample of the row"  # a column of the query's own, beside those of the manifest
@@ -118,7 +119,7 @@ class Classification(Task):
 
     kinds = ("scores",)
     requires = ("image", "label")
-    offers = frozenset({"labels"})
+    offers = frozenset({"labels", "one_label"})
     references = ("zero_shot", "nearest_prototype", "linear_probe")
     start, plain = "zero_shot", "linear_probe"
     classes: tuple[str, ...] = ()
@@ -130,7 +131,19 @@ class Classification(Task):
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     slices: Annotated[int, Field(ge=1)] = 1
 
+    def usable(self, samples: Rows) -> Rows:
+        """Rows with an image and a label, or with `labels` where there is no column `label`."""
+        if "label" not in samples and "labels" in samples:
+            return self.several().usable(samples)
+        return super().usable(samples)
+
+    def several(self) -> Findings:
+        """The same task where several labels may hold."""
+        return Findings(classes=self.classes, prompts=self.prompts, slices=self.slices)
+
     def settled(self, train: Samples) -> Task:
+        if "label" not in train and "labels" in train:
+            return self.several().settled(train)
         labels = sorted({str(label) for label in train.column("label") if label is not None})
         classes = self.classes or tuple(labels)
         unknown = sorted(set(labels) - set(classes)) + sorted(set(self.prompts) - set(classes))
@@ -149,3 +162,116 @@ class Classification(Task):
         classes = self.classes or tuple(sorted({str(label) for label in support.column("label")}))
         prompts = tuple(self.prompts.get(name) or tuple(template.format(name) for template in self.templates) for name in classes)
         return ClassificationFrame(wants, classes, tuple(tuple(sentences) for sentences in prompts), self.slices)
+
+
+# ---- several labels an image -------------------------------------------------------------------------------------
+
+NONE_OF_THEM = ("no finding", "normal", "none", "healthy")  # words that say that no finding holds
+
+
+@dataclass(frozen=True)
+class FindingsFrame(Frame):
+    names: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]
+    negatives: tuple[tuple[str, ...], ...]
+    slices: int = 1
+
+    def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
+        query = self.query(support.only(("image",)), encoder)
+        targets = torch.from_numpy(truth_of(support, self.names)).float()
+        return Problem(query=query, targets=targets[owners(query.samples)], seed=seed)
+
+    def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
+        candidates = Candidates(names=self.names, prompts=self.prompts, negatives=self.negatives, exclusive=False)
+        if words is not None:
+            absent = tuple((f"no {word}",) for word in words)
+            candidates = Candidates(names=tuple(words), prompts=tuple((word,) for word in words), negatives=absent, exclusive=False)
+        if self.slices > 1:
+            samples = by_slice(samples, self.slices)
+        return Query(wants="scores", samples=samples, encoder=encoder, source=every(samples), candidates=candidates)
+
+    def read(self, query: Query, answer: Answer) -> Predicted:
+        """Each finding for itself: the probability of yes; those above one half are said to hold."""
+        if not isinstance(answer, Scores):
+            raise PairError("classification reads scores")
+        names, owner = query.wanted.names, owners(query.samples)
+        probabilities = means(answer.values, owner).sigmoid().double().numpy()
+        first = np.unique(owner, return_index=True)[1]
+        images = [query.samples.column("image")[row] for row in first]
+        table = [_findings_row(image, names, p) for image, p in zip(images, probabilities, strict=True)]
+        return Predicted(table=table, arrays={"scores": probabilities})
+
+    def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
+        return multi_label(said.arrays["scores"], truth_of(truth, self.names))
+
+
+def _findings_row(image: object, names: tuple[str, ...], probability: Array) -> dict[str, object]:
+    refused = bool(np.isnan(probability).any())
+    held = "|".join(name for name, p in zip(names, probability, strict=True) if p > 0.5)
+    scores = {f"score_{name}": float(p) for name, p in zip(names, probability, strict=True)}
+    said = {"image": getattr(image, "name", image), "prediction": "refused" if refused else held}
+    return {**said, **scores, "max_score": float(probability.max()), "warning": "no answer" if refused else ""}
+
+
+def findings_of(cell: str | None) -> tuple[str, ...] | None:
+    """The findings of a cell, joined by `|`; none of them for a word that says so, None where nothing is known."""
+    if cell is None:
+        return None
+    parts = tuple(part.strip() for part in str(cell).split("|") if part.strip())
+    return tuple(part for part in parts if part.casefold() not in NONE_OF_THEM)
+
+
+def truth_of(samples: Samples, names: Sequence[str]) -> Array:
+    """(N, C) 1 where a finding holds, 0 where it does not, NaN where nothing is known of the image."""
+    said = [findings_of(cell) for cell in samples.column("labels")]
+    new = sorted({part for parts in said for part in parts or ()} - set(names))
+    if new:
+        raise DataError(
+            f"{', '.join(map(repr, new[:5]))} is not among the findings that were learnt ({', '.join(names)}): correct the labels"
+        )
+    return np.array([[np.nan if parts is None else float(name in parts) for name in names] for parts in said])
+
+
+@dataclass(frozen=True)
+class Findings(Task):
+    """Classification where several labels may hold: the column `labels`, joined by `|`. Each finding is a yes-or-no problem.
+
+    `prompts`: sentences a finding; the absence of each is worded by `absences`. A method that needs one label is refused.
+    """
+
+    kinds = ("scores",)
+    requires = ("image", "labels")
+    offers = frozenset({"labels"})
+    references = ("zero_shot", "nearest_prototype", "linear_probe")
+    start, plain = "zero_shot", "linear_probe"
+    classes: tuple[str, ...] = ()
+    templates: Annotated[tuple[str, ...], Field(min_length=1)] = ("an image of {}", "a medical image showing {}")
+    absences: Annotated[tuple[str, ...], Field(min_length=1)] = ("an image without {}", "a medical image showing no {}")
+    prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    slices: Annotated[int, Field(ge=1)] = 1
+
+    def settled(self, train: Samples) -> Task:
+        found = sorted({part for cell in train.column("labels") for part in findings_of(cell) or ()})
+        classes = self.classes or tuple(found)
+        unknown = sorted(set(found) - set(classes)) + sorted(set(self.prompts) - set(classes))
+        if unknown:
+            raise DataError(
+                f"{', '.join(map(repr, unknown[:5]))} is no finding of the training rows ({', '.join(classes)}): correct the name"
+            )
+        if not classes:
+            raise DataError(f"none of {len(train)} training rows has a finding in the column 'labels': fill it, such as effusion|nodule")
+        return replace(self, classes=classes)
+
+    def strata(self, samples: Samples) -> Array:
+        """A row is drawn for its rarest finding, or for having none."""
+        said = [findings_of(cell) for cell in samples.column("labels")]
+        counts = Counter(part for parts in said for part in parts or ())
+        rarest = [None if parts is None else min(parts, key=lambda part: (counts[part], part), default="none") for parts in said]
+        return np.array(rarest, dtype=object)
+
+    def frame(self, support: Samples, wants: Kind) -> Frame:
+        if not self.classes:
+            return self.settled(support).frame(support, wants)
+        positive = tuple(self.prompts.get(name) or tuple(template.format(name) for template in self.templates) for name in self.classes)
+        negative = tuple(tuple(template.format(name) for template in self.absences) for name in self.classes)
+        return FindingsFrame(wants, self.classes, tuple(map(tuple, positive)), negative, self.slices)

@@ -77,7 +77,13 @@ def reworded(query: Query, arm: str) -> Query:
     if candidates is not None:
         firsts = [sentences[0] for sentences in candidates.prompts]
         changed = list(candidates.names) if arm == "held_out_text" else CHANGES[arm](firsts)
-        query = replace(query, candidates=replace(candidates, prompts=tuple((sentence,) for sentence in changed)))
+        absent = None
+        if candidates.negatives is not None:
+            absences = [sentences[0] for sentences in candidates.negatives]
+            said = [f"no {name}" for name in candidates.names] if arm == "held_out_text" else CHANGES[arm](absences)
+            absent = tuple((sentence,) for sentence in said)
+        worded = replace(candidates, prompts=tuple((sentence,) for sentence in changed), negatives=absent)
+        query = replace(query, candidates=worded)
     if query.words is not None and arm in CHANGES:
         distinct = sorted(set(query.words))
         table = dict(zip(distinct, CHANGES[arm](distinct), strict=True))
