@@ -8,6 +8,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score
 
 from medtame.errors import MedtameError
 from medtame.metrics.classification import classification, multi_label
+from medtame.metrics.statistic import debiased_gap, equal_mass_bins
 from medtame.types import Array
 
 
@@ -87,7 +88,7 @@ def test_several_labels_with_unknowns_equal_scikit_learn(seed: int) -> None:
     expected = {
         "macro_auroc": np.mean([roc_auc_score(truth[known[:, k], k], p[known[:, k], k]) for k in range(3)]),
         "brier": brier_score_loss(truth[known], p[known]),
-        "ece": sum(known_p[1] * abs(known_p[0]) for known_p in gaps(p[known], truth[known])),
+        "ece": max(sum(share * debiased_gap(np.array(abs(gap)), np.array(v)) for gap, share, v in gaps(p[known], truth[known])), 0),
     }
     assert found == pytest.approx(expected, abs=1e-9)
     refused = p.copy()
@@ -95,9 +96,11 @@ def test_several_labels_with_unknowns_equal_scikit_learn(seed: int) -> None:
     assert multi_label(refused, truth)["brier"].value() == pytest.approx(brier_score_loss(truth[1:][known[1:]], p[1:][known[1:]]))
 
 
-def gaps(p: Array, y: Array) -> list[tuple[float, float]]:
-    """For each of the nine values that a probability takes here: the gap and the share of judgements (no two share a bin)."""
-    return [(value - y[p == value].mean(), (p == value).mean()) for value in np.unique(p)]
+def gaps(p: Array, y: Array) -> list[tuple[float, float, float]]:
+    """For each bin of equal mass: the gap, the share of judgements, the variance of the share correct."""
+    bins = equal_mass_bins(p, 15)
+    held = [(p[bins == b].mean(), y[bins == b]) for b in np.unique(bins)]
+    return [(value - right.mean(), len(right) / len(y), right.mean() * (1 - right.mean()) / len(right)) for value, right in held]
 
 
 def test_wrong_shapes_and_numbers_are_told() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU
+from scipy.stats import foldnorm
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from medtame.errors import MedtameError, RunError
@@ -26,6 +28,7 @@ from medtame.metrics.statistic import (
     Median,
     Ratio,
     Statistic,
+    equal_mass_bins,
     from_arrays,
     joined,
     to_arrays,
@@ -131,20 +134,47 @@ def test_calibration_equals_a_loop_over_bins(seed: int, columns: int | None) -> 
     confidence = rng.choice([0.0, 0.2, 1 / 3, 1.0, *rng.random(5)], shape)
     correct = with_gaps(rng, (rng.random(shape) < 0.7).astype(float), 0.15)
 
+    known = np.sort(confidence[~np.isnan(correct)])
+    edges = np.unique([known[max(math.ceil(k * len(known) / 15) - 1, 0)] for k in range(1, 15)])
+
     def slow(rows: Array) -> float:
         p, y = confidence[rows].ravel(), correct[rows].ravel()
         p, y = p[~np.isnan(y)], y[~np.isnan(y)]
-        edges = np.linspace(0, 1, 16)
-        inside = [(p > low) & (p <= high) if low > 0 else p <= high for low, high in pairwise(edges)]
-        return sum(b.sum() / len(p) * abs(p[b].mean() - y[b].mean()) for b in inside if b.any()) if len(p) else NAN
+        total = 0.0
+        for low, high in pairwise([-np.inf, *edges, np.inf]):
+            b = (p > low) & (p <= high)
+            if b.any():
+                gap, spread = abs(p[b].mean() - y[b].mean()), math.sqrt(y[b].mean() * (1 - y[b].mean()) / b.sum())
+                noisy = gap if spread == 0 else foldnorm(gap / spread, scale=spread).mean()
+                total += b.sum() / len(p) * (2 * gap - noisy)
+        return max(total, 0.0) if len(p) else NAN
 
     agrees(Calibration(confidence, correct), slow, rng)
+
+
+def test_bins_hold_equal_mass_and_equal_values_share_one() -> None:
+    values = np.random.default_rng(0).random(1500) ** 4
+    assert np.bincount(equal_mass_bins(values, 15)).tolist() == [100] * 15
+    tied = np.r_[np.full(700, 0.5), values[:800]]
+    assert len(set(equal_mass_bins(tied, 15)[:700].tolist())) == 1
+
+
+def test_debiasing_brings_a_small_calibrated_sample_nearer_to_zero() -> None:
+    rng = np.random.default_rng(0)
+    plain, debiased = [], []
+    for _ in range(200):
+        p = rng.random(120)
+        y = (rng.random(120) < p).astype(float)
+        bins = equal_mass_bins(p, 15)
+        plain.append(sum(abs(p[bins == b].mean() - y[bins == b].mean()) for b in range(15)) / 15)
+        debiased.append(Calibration(p, y).value())
+    assert np.mean(debiased) < 0.65 * np.mean(plain)
 
 
 def test_calibration_of_a_planted_gap() -> None:
     confidence, correct = np.full(1000, 0.9), np.r_[np.ones(700), np.zeros(300)]
     assert Calibration(confidence, correct).value() == pytest.approx(0.2)
-    assert Calibration(np.full(1000, 0.7), correct).value() == pytest.approx(0)
+    assert Calibration(np.full(1000, 0.7), correct).value() == 0
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -13,7 +13,7 @@ def classification(probabilities: Array, truth: Array) -> dict[str, Statistic]:
     """balanced_accuracy, macro_auroc, accuracy, ece, brier of probabilities (N, C) and truth (N,), a class number or -1 for unknown.
 
     A row with NaN is a refusal: wrong in both accuracies, left out of macro_auroc, ece and brier. `ece` is of the largest probability in
-    15 bins. `brier` is the sum over classes of squared errors, 0 to 2 (Brier 1950).
+    15 bins of equal mass, debiased. `brier` is the sum over classes of squared errors, 0 to 2 (Brier 1950).
     """
     if probabilities.ndim != 2 or truth.shape != probabilities.shape[:1]:
         raise MedtameError(

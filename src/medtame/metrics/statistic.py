@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import ndtr
 
 from medtame.errors import MedtameError, RunError
 from medtame.types import Array
@@ -223,8 +224,10 @@ class AveragePrecision(Statistic):
 
 @dataclass(frozen=True, eq=False)
 class Calibration(Statistic):
-    """Expected calibration error: |confidence - share correct| in bins of equal width (low, high], weighted by rows (Guo et al. 2017).
+    """Expected calibration error: |confidence - share correct| in 15 bins of equal mass, weighted by rows, debiased; never below 0.
 
+    A bin of few rows shows a gap by chance alone. What a normal share correct with the bin's own variance would add to the gap is
+    taken off (Kumar et al. 2019, arXiv 1909.10155, in closed form). Equal confidences share a bin; the bins are those of all rows.
     `confidence` (N,) or (N, C) in 0..1 and `correct` of the same shape in {0, 1}; with C judgements a row all are pooled and a row
     is still resampled whole. A judgement with NaN in either is left out.
     """
@@ -256,11 +259,32 @@ class Calibration(Statistic):
     def _at(self, weights: Array) -> Array:
         known = self._known
         row, _ = np.nonzero(known)
-        confidence = self.confidence.reshape(known.shape)[known]
-        gaps = np.zeros((self.rows, self.bins))
-        bins = (np.ceil(confidence * self.bins).astype(int) - 1).clip(0, self.bins - 1)
-        np.add.at(gaps, (row, bins), confidence - self.correct.reshape(known.shape)[known])
-        return share(np.abs(weights @ gaps).sum(1), weights @ known.sum(1))
+        confidence, correct = (side.reshape(known.shape)[known] for side in (self.confidence, self.correct))
+        bins = equal_mass_bins(confidence, self.bins)
+        sums = np.zeros((3, self.rows, self.bins))
+        for place, values in enumerate((np.ones(len(row)), confidence, correct)):
+            np.add.at(sums[place], (row, bins), values)
+        count, held, right = (weights @ part for part in sums)
+        rate = share(right, count)
+        gap = np.abs(share(held, count) - rate)
+        return share(np.nansum(count * debiased_gap(gap, share(rate * (1 - rate), count)), 1), count.sum(1)).clip(min=0)
+
+
+def equal_mass_bins(values: Array, bins: int) -> Array:
+    """(N,) the bin of each value, 0 to bins - 1: as many values in each as ties allow."""
+    if not len(values):
+        return np.zeros(0, dtype=int)
+    edges = np.quantile(values, np.arange(1, bins) / bins, method="inverted_cdf")
+    return np.asarray(np.searchsorted(np.unique(edges), values))
+
+
+def debiased_gap(gap: Array, variance: Array) -> Array:
+    """Gap - (E|gap + noise| - gap) for normal noise of this variance."""
+    spread = np.sqrt(variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = gap / spread
+        expected = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap * (1 - 2 * ndtr(-ratio))
+    return np.where(spread > 0, 2 * gap - expected, gap)
 
 
 @dataclass(frozen=True, eq=False)
