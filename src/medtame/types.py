@@ -301,6 +301,7 @@ class Problem:
     targets: Any  # scores (N, C) in 0..1, NaN unknown; grids (N, K, H, W); texts: a list of N
     loss: Callable[[Tensor, Tensor], Tensor] | None = None  # grids: how the task compares
     unlabelled: Query | None = None  # training rows without labels
+    reports: Sequence[str | None] | None = None  # (N,) what was written about each row, where the manifest has it
     helpers: Mapping[str, Fitted] = field(default_factory=dict)
     seed: int = 0
 
@@ -308,7 +309,8 @@ class Problem:
         rows = np.asarray(rows, dtype=int)
         listed = isinstance(self.targets, list)
         targets = [self.targets[i] for i in rows] if listed else self.targets[torch.as_tensor(rows)]
-        return replace(self, query=self.query.take(rows), targets=targets)
+        reports = None if self.reports is None else [self.reports[i] for i in rows]
+        return replace(self, query=self.query.take(rows), targets=targets, reports=reports)
 
     def folds(self, k: int) -> Iterator[tuple[Problem, Problem]]:
         """K pairs (fit, held out) by group, never by row: what is alike in its labels is dealt out evenly."""

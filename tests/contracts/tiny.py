@@ -117,6 +117,7 @@ MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
 # What keeps a task or a method small. Methods with a setting `steps` make three without being named here.
 TASK_SETTINGS: dict[str, dict[str, Any]] = {"segmentation": {"side": 8, "size": 32}}
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "bundled_image_probe": {"other": "tiny"},
     "b_spline": {"cells": 3, "iterations": 3},
     "demons": {"iterations": (3, 3)},
     "instance_optimisation": {"cells": (4, 8)},

@@ -24,6 +24,7 @@ from medtame.tasks.base import Frame, Rows, Task, every
 from medtame.types import Answer, Array, Candidates, Encoder, Kind, Predicted, Problem, Query, Samples, Scores
 
 OWNER = "sample of the row"  # a column of the query's own, beside those of the manifest
+SHOWN = ("image", "sex", "age", "site")  # what a query may see: never a label or a text
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ClassificationFrame(Frame):
 
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
         targets = torch.tensor([[float(name == label) for name in self.names] for label in support.column("label")])
-        query = self.query(support.only(("image",)), encoder)
-        return Problem(query=query, targets=targets[owners(query.samples)], seed=seed)
+        query = self.query(support.only(SHOWN), encoder)
+        return Problem(query=query, targets=targets[owners(query.samples)], reports=reports(support, query), seed=seed)
 
     def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
         candidates = Candidates(names=self.names, prompts=self.prompts)
@@ -95,6 +96,12 @@ def owners(samples: Samples) -> Array:
     return np.array(samples.column(OWNER)) if OWNER in samples else np.arange(len(samples))
 
 
+def reports(support: Samples, query: Query) -> list[str | None] | None:
+    """What was written about the sample of each row, where the support has a column `text`: for fit alone."""
+    texts = support.column("text") if "text" in support else None
+    return None if texts is None else [texts[sample] for sample in owners(query.samples)]
+
+
 def means(logits: Tensor, owner: Array) -> Tensor:
     """(N, C) logits of slices to (S, C), the mean of each sample's."""
     counts = torch.from_numpy(np.bincount(owner)).to(logits.dtype)
@@ -118,8 +125,9 @@ class Classification(Task):
     """
 
     kinds = ("scores",)
+    inputs = SHOWN
     requires = ("image", "label")
-    offers = frozenset({"labels", "one_label"})
+    offers = frozenset({"labels", "one_label", "metadata"})
     references = ("zero_shot", "nearest_prototype", "linear_probe")
     start, plain = "zero_shot", "linear_probe"
     classes: tuple[str, ...] = ()
@@ -177,9 +185,9 @@ class FindingsFrame(Frame):
     slices: int = 1
 
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
-        query = self.query(support.only(("image",)), encoder)
+        query = self.query(support.only(SHOWN), encoder)
         targets = torch.from_numpy(truth_of(support, self.names)).float()
-        return Problem(query=query, targets=targets[owners(query.samples)], seed=seed)
+        return Problem(query=query, targets=targets[owners(query.samples)], reports=reports(support, query), seed=seed)
 
     def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
         candidates = Candidates(names=self.names, prompts=self.prompts, negatives=self.negatives, exclusive=False)
@@ -240,8 +248,9 @@ class Findings(Task):
     """
 
     kinds = ("scores",)
+    inputs = SHOWN
     requires = ("image", "labels")
-    offers = frozenset({"labels"})
+    offers = frozenset({"labels", "metadata"})
     references = ("zero_shot", "nearest_prototype", "linear_probe")
     start, plain = "zero_shot", "linear_probe"
     classes: tuple[str, ...] = ()

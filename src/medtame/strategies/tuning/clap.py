@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medtame.learning.loop import Descent, Step, descend
+from medtame.learning.supports import midway
 from medtame.strategies.base import Learner, classification_loss, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
@@ -18,11 +19,12 @@ from medtame.types import Adapted, Problem, Query, Scores
 class ClapAdapted(Adapted):
     names: tuple[str, ...]
     prototypes: Tensor  # (C, D)
+    offset: Tensor | None = None  # (C,) threshold where several may hold
 
     def answer(self, query: Query) -> Scores:
         same_candidates(self.names, query)
         logits = cosine_logits(query.vectors(), nn.functional.normalize(self.prototypes, dim=-1), query.encoder)
-        return Scores(masked(logits, query.allowed))
+        return Scores(masked(logits if self.offset is None else logits + self.offset, query.allowed))
 
 
 def trust(zero_shot: Tensor, targets: Tensor) -> Tensor:
@@ -35,12 +37,15 @@ def trust(zero_shot: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Clap(Learner):
-    """Cross-entropy + mean over classes of trust_k |w_k - t_k|^2 (Silva-Rodriguez et al. 2024).
+    """Cross-entropy + scale x mean over classes of trust_k |w_k - t_k|^2 (Silva-Rodriguez et al. 2024).
 
     Prototypes w start at the text vectors t; both sides are of unit norm in the forward pass; the scale is frozen. The weights
     of the constraint are the zero-shot probabilities of the true class on the support, computed once before training; a
     missing class takes their mean and so stays near its text. Where a row's own words change the texts, t is their mean.
-    Whole-support steps: 300, SGD with momentum, cosine decay.
+    Whole-support steps: 300, SGD with momentum, cosine decay. The released code starts from text embeddings as the tower gives
+    them, of norm about 10 for CLIP; for vectors of unit norm its penalty is 100 times as strong and its learning rate .1 a
+    hundredth. Hence the scale beside the penalty and the learning rate 1e-3: at .1 unit vectors leave the text in one step. Where
+    several may hold, zero-shot is cut midway between the rows with a candidate and those without.
     """
 
     learning = "fine_tuning"
@@ -52,7 +57,7 @@ class Clap(Learner):
     cost = "a second on cached features"
     papers = ("arxiv:2312.12730",)
     steps: Annotated[int, Field(ge=0)] = 300
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     constraint: Annotated[float, Field(ge=0)] = 1.0
 
     def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:
@@ -60,15 +65,16 @@ class Clap(Learner):
         query = problem.query.take(rows.numpy())
         vectors, texts = query.vectors(), query.texts()
         anchor = texts if texts.ndim == 2 else nn.functional.normalize(texts.mean(0), dim=-1)
-        weights = self.constraint * trust(masked(cosine_logits(vectors, anchor, query.encoder), query.allowed), targets)
-        prototypes = anchor.clone()
+        zero_shot, exclusive = masked(cosine_logits(vectors, anchor, query.encoder), query.allowed), query.wanted.exclusive
+        weights = self.constraint * query.encoder.scale * trust(zero_shot, targets)
+        prototypes, offset = anchor.clone(), midway(zero_shot, targets, exclusive=exclusive)
 
         def loss(batch: Tensor) -> Tensor:
-            logits = cosine_logits(vectors[batch], nn.functional.normalize(prototypes, dim=-1), query.encoder)
+            logits = cosine_logits(vectors[batch], nn.functional.normalize(prototypes, dim=-1), query.encoder) + offset
             logits = masked(logits, None if query.allowed is None else query.allowed[batch.numpy()])
-            wrong = classification_loss(logits, targets[batch], exclusive=query.wanted.exclusive)
+            wrong = classification_loss(logits, targets[batch], exclusive=exclusive)
             return wrong + (weights * (prototypes - anchor).square().sum(1)).mean()
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
         kept = yield from descend({"prototypes": prototypes}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
-        return ClapAdapted(problem.query.wanted.names, kept["prototypes"])
+        return ClapAdapted(problem.query.wanted.names, kept["prototypes"], None if exclusive else offset)

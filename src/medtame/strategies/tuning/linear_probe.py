@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from medtame.errors import DataError
+from medtame.features.transforms import View, folded, rooted, spread
 from medtame.strategies.base import REFUSED, Method, hard, labelled, masked, same_candidates
 from medtame.types import Adapted, Array, Problem, Query, Scores
 
@@ -23,10 +24,12 @@ class LinearProbeAdapted(Adapted):
     names: tuple[str, ...]
     weight: Tensor  # (C, F)
     bias: Tensor  # (C,)
+    power: bool = False  # whether the weights are of the rooted features
 
     def answer(self, query: Query) -> Scores:
         same_candidates(self.names, query)
-        return Scores(masked(query.features() @ self.weight.T + self.bias, query.allowed))
+        features = rooted(query.features()) if self.power else query.features()
+        return Scores(masked(features @ self.weight.T + self.bias, query.allowed))
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class LinearProbe(Method):
 
     One sigmoid a candidate where several may hold.
     Unknown labels (NaN) carry no loss; a class without a support row is never answered. `inverse_penalty` is scikit-learn's C.
+    `features`: plain (the reference), power (signed root, unit norm again), or standardised (each column to one mean and spread;
+    both are of the support alone and are kept inside the weights).
     """
 
     learning = "fine_tuning"
@@ -44,9 +49,18 @@ class LinearProbe(Method):
     papers = ("arxiv:2103.00020",)
     inverse_penalty: Annotated[float, Field(gt=0)] = 100.0
     iterations: Annotated[int, Field(gt=0)] = 1000
+    features: View = "plain"
 
     def fit(self, problem: Problem) -> Adapted:
-        candidates, features = problem.query.wanted, problem.query.features()
+        features = problem.query.features()
+        if self.features != "standardised":
+            return self._probe(problem, rooted(features) if self.features == "power" else features)
+        mean, divisor = spread(features)
+        probe = self._probe(problem, (features - mean) / divisor)
+        return LinearProbeAdapted(probe.names, *folded(probe.weight, probe.bias, mean, divisor))
+
+    def _probe(self, problem: Problem, features: Tensor) -> LinearProbeAdapted:
+        candidates = problem.query.wanted
         weight = np.zeros((len(candidates.names), features.shape[1]), dtype=np.float32)
         bias = np.full(len(candidates.names), REFUSED, dtype=np.float32)
         if candidates.exclusive:
@@ -58,7 +72,7 @@ class LinearProbe(Method):
                 self._one(features[known].numpy(), (column[known] > 0.5).numpy(), candidate, weight, bias)
             if (bias == REFUSED).all():
                 raise DataError("no candidate has both a positive and a negative support row: give more rows")
-        return LinearProbeAdapted(candidates.names, torch.from_numpy(weight), torch.from_numpy(bias))
+        return LinearProbeAdapted(candidates.names, torch.from_numpy(weight), torch.from_numpy(bias), self.features == "power")
 
     def _exclusive(self, features: Array, labels: Array, weight: Array, bias: Array) -> None:
         model = self._fitted(features, labels)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from medtame.features.transforms import View, folded, rooted, spread
 from medtame.strategies.base import REFUSED, Method, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
@@ -22,10 +23,12 @@ class RidgeProbeAdapted(Adapted):
     bias: Tensor  # (C,)
     penalty: float
     chosen_by_data: bool
+    power: bool = False  # whether the weights are of the rooted features
 
     def answer(self, query: Query) -> Scores:
         same_candidates(self.names, query)
-        return Scores(masked(query.features() @ self.weight.T + self.bias, query.allowed))
+        features = rooted(query.features()) if self.power else query.features()
+        return Scores(masked(features @ self.weight.T + self.bias, query.allowed))
 
 
 def leave_one_out(features: Tensor, targets: Tensor, penalties: Tensor) -> Tensor:
@@ -67,6 +70,8 @@ class RidgeProbe(Method):
     The penalty is the one of 20 with the least leave-one-out error where each class has two support rows or more; else
     `penalty`, and the result says that it was not chosen by data. Logits are predicted targets times the encoder's scale; where
     several may hold, each candidate is fitted on its known rows and cut in the middle.
+    `features`: plain, power (signed root, unit norm again), or standardised (each column to one mean and spread; both are of the
+    support alone and are kept inside the weights).
     """
 
     needs = frozenset({"labels"})
@@ -74,10 +79,22 @@ class RidgeProbe(Method):
     trains = "a linear layer on frozen features, in closed form"
     papers = ("doi:10.1080/00401706.1970.10488634",)
     penalty: Annotated[float, Field(gt=0)] = 0.1
+    features: View = "plain"
 
     def fit(self, problem: Problem) -> Adapted:
         rows, targets = labelled(problem)
-        features = problem.query.features()[rows].double()
+        features = problem.query.features()[rows]
+        if self.features == "power":
+            return replace(self._probe(problem, rooted(features), targets), power=True)
+        if self.features == "plain":
+            return self._probe(problem, features, targets)
+        mean, divisor = spread(features)
+        probe = self._probe(problem, (features - mean) / divisor, targets)
+        weight, bias = folded(probe.weight, probe.bias, mean, divisor)
+        return replace(probe, weight=weight, bias=bias)
+
+    def _probe(self, problem: Problem, features: Tensor, targets: Tensor) -> RidgeProbeAdapted:
+        features = features.double()
         if problem.query.wanted.exclusive:
             return self._fitted(problem, features, targets.double())
         parts = [self._fitted(problem, features[~y.isnan()], y[~y.isnan(), None].double()) for y in targets.T]
