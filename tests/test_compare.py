@@ -274,3 +274,22 @@ def test_unlabelled_rows_are_training_rows_outside_the_support(shop, tmp_path):
     assert images[0] | images[1] == set(grid.data.train.column("image"))
     assert grid.unlabelled(Reads(), part, "all", 0) is None
     assert grid.unlabelled(NearestPrototype(), part, 2, 1) is None
+
+
+def test_a_method_that_refuses_these_data_is_set_aside_with_its_reason(shop, tmp_path, monkeypatch):
+    from medtame.strategies.tuning.ridge_probe import RidgeProbe
+
+    def refuse(self, problem):
+        raise SettingsError("ridge_probe cannot serve these rows: a test's reason")
+
+    monkeypatch.setattr(RidgeProbe, "fit", refuse)
+    data = medtame.load(shop)
+    monkeypatch.setattr("medtame.comparison.catalogue.names", lambda shelf: ["nearest_prototype", "ridge_probe"])
+    for number, minutes in enumerate((10, 10_000)):
+        methods = ("fast", "all")[number]
+        found = medtame.compare(data, "tiny", methods=methods, minutes=minutes, shots=(1, "all"), draws=2, out=tmp_path / methods)
+        assert [row["reason"] for row in found.record["not_run"]] == ["ridge_probe cannot serve these rows: a test's reason"]
+        assert "ridge_probe" not in {row["method"] for row in found.rows}
+        assert "a test's reason" in (tmp_path / methods / "report.html").read_text().replace("&#39;", "'")
+    with pytest.raises(SettingsError, match="a test's reason"):
+        medtame.compare(data, "tiny", methods=["ridge_probe"], shots=(1,), draws=2, out=tmp_path / "named")

@@ -296,7 +296,8 @@ def tell(result: Any, as_json: bool) -> None:
     if record["controls"]:
         parts.append(terminal.controls(record))
     notes = [f"note: {note}" for note in record["details"]["warnings"]]
-    notes += [f"not run: {row['method']}, about {row['minutes']:.0f} minutes" for row in record["not_run"]]
+    for row in record["not_run"]:
+        notes.append(f"not run: {row['method']}, {row['reason'] or 'about ' + format(row['minutes'], '.0f') + ' minutes'}")
     best = f"best (*): {record['best']}, {record['details']['protocol']['how_best_was_chosen']}"
     terminal.show(
         *parts, *notes, best, f"run: {record['run']}", f"report: {record['report']}", "research use only: not for clinical decisions"

@@ -16,7 +16,7 @@ from medtame import catalogue
 from medtame.comparison import budget, choice, controls, seen, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
 from medtame.data.splits import folds
-from medtame.errors import PairError, SettingsError
+from medtame.errors import MedtameError, PairError, SettingsError
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
 from medtame.report import html, record
@@ -63,6 +63,7 @@ class Asked:
     settings: dict[str, dict[str, Any]]
     methods: tuple[str, ...]
     references: tuple[str, ...]
+    named: bool = False  # the user named the methods, so one that refuses is an error
 
 
 def compare(
@@ -113,7 +114,7 @@ def compare(
         "task": catalogue.name_of(data.task),
         "data": counted(data, grid),
         "rows": rows,
-        "not_run": [{"method": name, "minutes": left} for plan in plans for name, left in plan.not_run.items()],
+        "not_run": [row for plan in plans for row in left_out(plan)],
         "best": best.method,
         "controls": arms,
         "run": str((folder / "run").absolute()),
@@ -121,6 +122,12 @@ def compare(
         "details": details,
     }
     return Comparison(written(made, run, folder), run)
+
+
+def left_out(plan: budget.Plan) -> list[dict[str, Any]]:
+    """Methods that were not run: too slow for the minutes, or refusing these data."""
+    slow = [{"method": name, "minutes": left, "reason": ""} for name, left in plan.not_run.items()]
+    return slow + [{"method": name, "minutes": None, "reason": reason} for name, reason in plan.refused.items()]
 
 
 def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder], watch: Callable[[int, int], None]) -> list[Encoder]:
@@ -146,6 +153,7 @@ def settled(
     settings: Mapping[str, Mapping[str, Any]],
 ) -> Asked:
     """Names and numbers checked before anything is run."""
+    named = False
     references = tuple(name for name in data.task.references if serves(data.task, built(name, settings), encoder))
     if methods in ("fast", "all"):
         names: Sequence[str] = [name for name in catalogue.names(catalogue.METHODS) if serves(data.task, built(name, settings), encoder)]
@@ -160,7 +168,7 @@ def settled(
         ]
         names = names or [strategy]
     else:
-        names = methods
+        names, named = methods, True
     for name in names:
         meet(data.task, built(name, settings), encoder)
     for name in settings:
@@ -170,7 +178,7 @@ def settled(
         raise SettingsError(f"shots, draws and minutes must be above zero (got {wanted!r}, {draws}, {minutes})")
     limit = float(minutes) if methods == "fast" else None
     chosen = {name: dict(values) for name, values in settings.items()}
-    return Asked(wanted, draws, regime, limit, seed, chosen, tuple(names), references)
+    return Asked(wanted, draws, regime, limit, seed, chosen, tuple(names), references, named)
 
 
 def built(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:
@@ -231,7 +239,16 @@ def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, d
     found: dict[tuple[str, Shots], list[Outcome]] = {}
     for done, cell in enumerate(cells):
         watch(f"{cell.method}, {cell.shots} shots", done, len(cells))
-        found.setdefault((cell.method, cell.shots), []).append(grid.run(cell, time.perf_counter))
+        if cell.method in plan.refused:
+            continue
+        try:
+            found.setdefault((cell.method, cell.shots), []).append(grid.run(cell, time.perf_counter))
+        except MedtameError as error:
+            if asked.named or cell.method in asked.references:
+                raise
+            plan.refused[cell.method] = str(error)
+            del plan.draws[cell.method]
+            found = {key: outcomes for key, outcomes in found.items() if key[0] != cell.method}
     watch("cells are done", len(cells), len(cells))
     return plan, found
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medtame.comparison.grid import Cell, Grid, Shots
+from medtame.errors import MedtameError
 
 LEAST_DRAWS = 3
 
@@ -16,6 +17,7 @@ class Plan:
 
     draws: dict[str, int]
     not_run: dict[str, float]
+    refused: dict[str, str] = field(default_factory=dict)  # methods that cannot serve these data here, and why
 
 
 def cells_of(method: str, shots: Sequence[Shots], draws: int) -> list[Cell]:
@@ -38,7 +40,7 @@ def planned(
 
     A method that cannot have all draws gets as many as fit, the same first ones, but at least three; below that it is not run.
     A learner whose first steps show that three draws cannot fit is not fitted at all. `always` are the task's references: they
-    are run whatever they cost. Without `minutes` everything is run.
+    are run whatever they cost. A method that refuses these data is set aside with its reason. Without `minutes` everything is run.
     """
     every = list(dict.fromkeys([*always, *methods]))
     if minutes is None:
@@ -46,14 +48,20 @@ def planned(
     left = 60.0 * minutes
     seconds: dict[str, dict[Shots, float]] = {}
     not_run: dict[str, float] = {}
+    refused: dict[str, str] = {}
     for method in every:
         watch(method)
-        glimpse = grid.glimpse(Cell(method, shots[0], 0), clock) if method not in always else None
-        least = None if glimpse is None else cost(dict.fromkeys(shots, glimpse), min(draws, LEAST_DRAWS), folds)
-        if least is not None and least > left:
-            not_run[method] = least / 60
-            continue
-        seconds[method] = {k: grid.run(Cell(method, k, 0), clock).seconds for k in shots}
+        try:
+            glimpse = grid.glimpse(Cell(method, shots[0], 0), clock) if method not in always else None
+            least = None if glimpse is None else cost(dict.fromkeys(shots, glimpse), min(draws, LEAST_DRAWS), folds)
+            if least is not None and least > left:
+                not_run[method] = least / 60
+                continue
+            seconds[method] = {k: grid.run(Cell(method, k, 0), clock).seconds for k in shots}
+        except MedtameError as error:
+            if method in always:
+                raise
+            refused[method] = str(error)
     chosen: dict[str, int] = {}
     for method in sorted(seconds, key=lambda name: (name not in always, sum(seconds[name].values()))):
         affordable = next((n for n in range(draws, LEAST_DRAWS - 1, -1) if cost(seconds[method], n, folds) <= left), 0)
@@ -62,7 +70,7 @@ def planned(
             continue
         chosen[method] = affordable or min(draws, LEAST_DRAWS)
         left -= cost(seconds[method], chosen[method], folds)
-    return Plan({method: chosen[method] for method in every if method in chosen}, not_run)
+    return Plan({method: chosen[method] for method in every if method in chosen}, not_run, refused)
 
 
 def cost(seconds: Mapping[Shots, float], draws: int, folds: int) -> float:
