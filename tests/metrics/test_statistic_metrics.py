@@ -139,12 +139,14 @@ def test_calibration_equals_a_loop_over_bins(seed: int, columns: int | None) -> 
 
     def slow(rows: Array) -> float:
         p, y = confidence[rows].ravel(), correct[rows].ravel()
-        p, y = p[~np.isnan(y)], y[~np.isnan(y)]
+        of_row = np.repeat(rows, confidence[0].size)
+        p, y, of_row = p[~np.isnan(y)], y[~np.isnan(y)], of_row[~np.isnan(y)]
         total = 0.0
         for low, high in pairwise([-np.inf, *edges, np.inf]):
             b = (p > low) & (p <= high)
             if b.any():
-                gap, spread = abs(p[b].mean() - y[b].mean()), math.sqrt(y[b].mean() * (1 - y[b].mean()) / b.sum())
+                often = sum(int((rows == row).sum()) for row in of_row[b])  # the sum of squares of how often each judgement counts
+                gap, spread = abs(p[b].mean() - y[b].mean()), math.sqrt(y[b].mean() * (1 - y[b].mean()) * often) / b.sum()
                 noisy = gap if spread == 0 else foldnorm(gap / spread, scale=spread).mean()
                 total += b.sum() / len(p) * (2 * gap - noisy)
         return max(total, 0.0) if len(p) else NAN
@@ -169,6 +171,19 @@ def test_debiasing_brings_a_small_calibrated_sample_nearer_to_zero() -> None:
         plain.append(sum(abs(p[bins == b].mean() - y[bins == b].mean()) for b in range(15)) / 15)
         debiased.append(Calibration(p, y).value())
     assert np.mean(debiased) < 0.65 * np.mean(plain)
+
+
+def test_the_resamples_of_a_calibration_error_lie_around_its_value() -> None:
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(60):
+        p = rng.random(150)
+        found = Calibration(p, (rng.random(150) < p**2).astype(float))
+        low, high = np.percentile(
+            found.at(np.stack([np.bincount(rng.integers(0, 150, 150), minlength=150) for _ in range(200)])), (2.5, 97.5)
+        )
+        inside.append(low <= found.value() <= high)
+    assert np.mean(inside) > 0.9
 
 
 def test_calibration_of_a_planted_gap() -> None:

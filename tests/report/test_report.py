@@ -364,7 +364,7 @@ def test_everything_from_the_record_is_escaped() -> None:
     page = tree(record)
     assert said(next(page.iter("h1"))) == " ".join(HOSTILE.split())
     assert "".join(page.itertext()).count("<script>alert") > 15
-    assert {image.get("alt") for image in page.iter("img")} == {HOSTILE}
+    assert all(HOSTILE in str(image.get("alt")) for image in page.iter("img"))
 
 
 def test_a_record_with_next_to_nothing_still_makes_a_page() -> None:

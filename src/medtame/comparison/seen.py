@@ -1,10 +1,10 @@
-"""What a reader sees beside the table: worst cases, examples, prompts, protocol, environment, and the card of the run."""
+"""What a reader sees beside the table: figures, cases, costs, prompts, protocol, parts, environment, and the card of the run."""
 
 from __future__ import annotations
 
-import base64
-import io
 import platform
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,19 +12,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from medtame import catalogue
 from medtame.comparison.choice import Choice
+from medtame.comparison.figures import figures
+from medtame.comparison.gallery import pictures
 from medtame.comparison.grid import Grid, Outcome, Shots
 from medtame.comparison.table import Resampling
 from medtame.metrics import LOWER_IS_BETTER
-from medtame.report import model_card
-from medtame.run import Run, fitted, identity
-from medtame.types import Array, Encoder, Picture, Samples
+from medtame.report import html, model_card
+from medtame.report.record import checked
+from medtame.run import Run, identity
+from medtame.types import Encoder
 
-SIDE = 128  # pixels of a thumbnail
-SHOWN = 8
+FILES = ("image", "fixed", "moving", "mask")  # columns whose values are names of files
+SHORTEST = 4  # letters of a name that is looked for in a sentence
 
 
 def details(
@@ -38,10 +40,13 @@ def details(
     metric: str,
     command: str,
     seconds: float,
+    *,
+    names: bool = False,
 ) -> dict[str, Any]:
-    """Everything under `details` of the record."""
+    """Everything under `details` of the record. `names`: with the names of images, which may name patients."""
     task, encoder = catalogue.name_of(grid.data.task), grid.encoder
     methods = list(dict.fromkeys(name for name, _ in found))
+    classes = getattr(run.frame, "names", ())
     simulated = "simulated" in grid.data.samples and any(grid.data.samples.column("simulated"))
     return {
         "question": f"Which adaptation of {encoder.spec} works for {task.replace('_', ' ')} on these images, and does the language matter?",
@@ -55,7 +60,8 @@ def details(
             "text_identity": encoder.text_identity,
             **about_encoder(encoder),
         },
-        "warnings": list(warnings),
+        "warnings": list(warnings) if names else unnamed(warnings, grid),
+        **parts(grid),
         "prompts": prompts(run),
         "protocol": {
             "regime": grid.regime,
@@ -73,7 +79,9 @@ def details(
         "seconds": seconds,
         "baselines": [name for name in methods if catalogue.strategy_of(name) == "none"],
         "metrics": {name: metrics(found[name, shots[-1]], resampling) for name in methods},
-        **pictures(grid, best.method, run),
+        "figures": figures(found, best.method, [grid.data.task.start, grid.data.task.plain], shots[-1], classes, resampling),
+        "costs": [cost(grid, name, found[name, shots[-1]]) for name in methods],
+        **pictures(grid, best.method, run, names=names),
     }
 
 
@@ -97,6 +105,55 @@ def metrics(outcomes: Sequence[Outcome], resampling: Resampling) -> dict[str, di
     return rows
 
 
+def cost(grid: Grid, name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What a method costs: means over draws, the most memory over all of them."""
+    costs, method = [outcome.cost for outcome in outcomes], grid.method(name)
+    return {
+        "method": name,
+        "fits": method.trains,
+        "draws": len(outcomes),
+        "fit_seconds": float(np.mean([one["fit_seconds"] for one in costs])),
+        "seconds": float(np.mean([one["seconds"] for one in costs])),
+        "trainable_parameters": int(max(one["trainable_parameters"] for one in costs)),
+        "peak_megabytes": max(one["peak_megabytes"] for one in costs),
+        "stores_support": method.stores_support,
+    }
+
+
+def parts(grid: Grid) -> dict[str, Any]:
+    """Rows, groups and classes of each side of the split, and what is known of leakage between them."""
+    data, strata = grid.data, grid.data.task.strata(grid.data.samples)
+    sides = {"train": data.split.train, "test": data.split.test}
+    if data.split.test is None:
+        sides = {f"{len(grid.parts)} folds": np.concatenate([part.test for part in grid.parts])}
+    counted = [
+        {
+            "name": name,
+            "rows": len(rows),
+            "groups": len(set(data.samples.groups[rows].tolist())),
+            "classes": dict(sorted(Counter(str(label) for label in strata[rows].tolist() if label is not None).items())),
+        }
+        for name, rows in sides.items()
+        if rows is not None
+    ]
+    shared = max(len(set(data.samples.groups[part.train]) & set(data.samples.groups[part.test])) for part in grid.parts)
+    copies = any("byte for byte" in warning for warning in data.split.warnings)
+    said = f"{shared} patients or cases stand on both sides" if shared else "no patient or case stands on both sides"
+    files = "some test images are exact copies of training images" if copies else "no test image is an exact copy of a training image"
+    return {"parts": counted, "leakage": f"Checked before anything was fitted: {said}; {files}. Near-duplicates were not looked for."}
+
+
+def unnamed(sentences: Sequence[str], grid: Grid) -> list[str]:
+    """The sentences with the number of its row in place of a file's name."""
+    samples = grid.data.samples
+    rows = {str(name): row for column in FILES if column in samples for row, name in enumerate(samples.column(column), start=1)}
+    named = [name for name in rows if len(name) >= SHORTEST and any(name in sentence for sentence in sentences)]
+    if not named:
+        return list(sentences)
+    any_name = re.compile("|".join(re.escape(name) for name in sorted(named, key=len, reverse=True)))
+    return [any_name.sub(lambda found: f"row {rows[found.group()]}", sentence) for sentence in sentences]
+
+
 def prompts(run: Run) -> dict[str, list[str]]:
     """The wording of each candidate, or the distinct prompts of the rows; at most 40 are shown."""
     known = getattr(run.frame, "prompts", None)
@@ -111,105 +168,16 @@ def environment() -> dict[str, Any]:
         "medtame": version("medtame"),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scikit_learn": version("scikit-learn"),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_threads": torch.get_num_threads(),
     }
 
 
-def pictures(grid: Grid, method: str, run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Worst cases where rows have a label, overlays where they have masks: of the best method on test rows of the first part."""
-    part = grid.parts[0]
-    test = grid.data.samples.take(part.test)
-    if len(grid.parts) > 1:
-        run = fitted(grid.data.samples.take(part.train), grid.data.task, grid.method(method), grid.encoder, seed=grid.seed)
-    if "label" in grid.data.task.requires:
-        return {"worst_cases": worst(run, test), "examples": []}
-    if "mask" in grid.data.task.requires:
-        return {"worst_cases": [], "examples": overlays(run, test)}
-    return {"worst_cases": [], "examples": told(run, test)}
-
-
-def worst(run: Run, test: Samples) -> list[dict[str, Any]]:
-    """The wrong answers that were given with the most confidence."""
-    rows = run.predict(test).table
-    wrong = [
-        k for k, (row, label) in enumerate(zip(rows, test.column("label"), strict=True)) if label is not None and row["prediction"] != label
-    ]
-    wrong.sort(key=lambda k: -rows[k]["max_score"])
-    chosen = test.take(wrong[:SHOWN])
-    pairs = zip(wrong[:SHOWN], chosen.pictures(), chosen.column("label"), strict=True)
-    return [
-        {
-            "image": picture.name,
-            "thumbnail": thumbnail(picture),
-            "truth": label,
-            "said": rows[k]["prediction"],
-            "confidence": rows[k]["max_score"],
-        }
-        for k, picture, label in pairs
-    ]
-
-
-def overlays(run: Run, test: Samples) -> list[dict[str, Any]]:
-    """Masks on their images: predicted in orange, true outline in blue."""
-    few = test.take(np.linspace(0, len(test) - 1, min(SHOWN, len(test))).astype(int))
-    said = run.predict(few)
-    rows = []
-    for k, (picture, mask) in enumerate(zip(few.pictures(), few.pictures("mask"), strict=True)):
-        caption = f"{said.table[k].get('structure', '')}: predicted (orange), true outline (blue)"
-        drawn = overlay(picture.array(), np.asarray(said.arrays[f"{k}/mask"]) > 0, mask.values() > 0)
-        rows.append({"image": picture.name, "thumbnail": encoded(drawn), "caption": caption})
-    return rows
-
-
-def told(run: Run, test: Samples) -> list[dict[str, Any]]:
-    """Images with what was said of them."""
-    few = test.take(np.arange(min(SHOWN, len(test))))
-    column = "image" if "image" in few else "fixed"
-    rows = run.predict(few).table
-    skipped = ("image", "fixed", "moving", "warning")
-    return [
-        {
-            "image": picture.name,
-            "thumbnail": thumbnail(picture),
-            "caption": "; ".join(f"{k}: {short(v)}" for k, v in row.items() if k not in skipped),
-        }
-        for picture, row in zip(few.pictures(column), rows, strict=True)
-    ]
-
-
-def short(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)[:160]
-
-
-def overlay(pixels: Array, predicted: Array, true: Array) -> Array:
-    """(H, W, 3): the image with a filled prediction and the outline of the truth."""
-    image = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels.copy()
-    image[predicted] = 0.6 * image[predicted] + 0.4 * np.array([1.0, 0.55, 0.0])
-    if true.shape == predicted.shape:
-        inner = true & np.roll(true, 1, 0) & np.roll(true, -1, 0) & np.roll(true, 1, 1) & np.roll(true, -1, 1)
-        image[true & ~inner] = np.array([0.1, 0.45, 1.0])
-    return np.asarray(image)
-
-
-def thumbnail(picture: Picture) -> str:
-    return encoded(picture.array())
-
-
-def encoded(pixels: Array) -> str:
-    """A small PNG, base64."""
-    eight = (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    image = Image.fromarray(eight[:, :, 0] if eight.shape[2] == 1 else eight)
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def card(run: Run, record: Mapping[str, Any], folder: Path) -> None:
-    """README.md of a run."""
-    name = catalogue.name_of(run.method)
-    at_most = record.get("details", {}).get("metrics", {}).get(name) or record.get("metrics", {})
+    """README.md of a run; after a comparison with all that its report says of the method."""
+    name, details = catalogue.name_of(run.method), record.get("details", {})
     model_card.write(
         folder / "README.md",
         {
@@ -219,13 +187,31 @@ def card(run: Run, record: Mapping[str, Any], folder: Path) -> None:
             "learning": run.method.learning,
             "settings": catalogue.settings_of(run.method),
             "papers": list(run.method.papers),
-            "encoder": identity(run.encoder),
+            "encoder": {**identity(run.encoder), **about_encoder(run.encoder)},
             "data": run.about.get("data", {}),
             "stores_support_rows": run.method.stores_support,
-            "metrics": at_most,
-            "warnings": record.get("details", {}).get("warnings", []),
+            "metrics": details.get("metrics", {}).get(name) or record.get("metrics", {}),
+            "warnings": details.get("warnings", []),
             "prompts": prompts(run),
             "environment": environment(),
-            "command": record.get("command") or record.get("details", {}).get("command", ""),
+            "command": record.get("command") or details.get("command", ""),
+            **({} if not details else compared(name, record)),
         },
     )
+
+
+def compared(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a comparison adds to the card of its best method."""
+    details, largest = record["details"], record["details"]["protocol"]["shots"][-1]
+    rows = "all training rows, as in this run" if largest == "all" else f"{largest} shots; this run has learnt from all training rows"
+    return {
+        "answer": html.headline(checked(record)).sentence,
+        "how_chosen": details["protocol"]["how_best_was_chosen"],
+        "metrics_of": f"Measured on the test rows after learning from {rows}",
+        "figures": details["figures"],
+        "controls": record["controls"],
+        "cost": next((cost for cost in details["costs"] if cost["method"] == name), None),
+        "parts": details["parts"],
+        "leakage": details["leakage"],
+        "simulated": details["simulated"],
+    }

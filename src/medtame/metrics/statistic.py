@@ -267,7 +267,8 @@ class Calibration(Statistic):
         count, held, right = (weights @ part for part in sums)
         rate = share(right, count)
         gap = np.abs(share(held, count) - rate)
-        return share(np.nansum(count * debiased_gap(gap, share(rate * (1 - rate), count)), 1), count.sum(1)).clip(min=0)
+        variance = rate * (1 - rate) * share(np.square(weights) @ sums[0], np.square(count))  # a row twice is no new evidence
+        return share(np.nansum(count * debiased_gap(gap, variance), 1), count.sum(1)).clip(min=0)
 
 
 def equal_mass_bins(values: Array, bins: int) -> Array:

@@ -1,7 +1,7 @@
 """The report of a comparison: one HTML file that needs nothing else, no network and no script, and that prints well.
 
-Names of images appear in it as the manifest spells them, for the worst cases and the examples only: it is the user's own data on
-the user's own disk. Whoever passes the file on passes those names and thumbnails on.
+Rows are named by their number, unless names were asked for when the record was made. Thumbnails show the pixels as they are, with
+whatever is burnt into them: whoever passes the file on passes them on.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from medtame.report import plots
-from medtame.report.record import Control, Measured, Record, Row, bracket, decimals, number, tone, verdict, write_file
+from medtame.report import figure_page, plots
+from medtame.report.parts import Measured
+from medtame.report.record import Control, PartOfData, Record, Row, bracket, decimals, number, tone, verdict, write_file
 from medtame.trust.controls import ARMS
 
 METRICS = {
     "balanced_accuracy": "mean over classes of the share of their images that are answered right; chance is one over the number of classes",
     "accuracy": "share of rows that are answered right",
     "macro_auroc": "area under the ROC curve of each class against the rest, averaged over classes; chance is 0.5",
-    "ece": "expected calibration error: how far confidence is from the share that is right; lower is better",
+    "ece": "expected calibration error: how far confidence is from the share right, in 15 bins of equal mass, debiased; lower is better",
     "brier": "mean squared distance of the probabilities from the truth; lower is better",
     "dice": "overlap of mask and truth: twice the intersection over the sum of both areas",
     "iou": "overlap of mask and truth: intersection over union",
@@ -71,6 +72,7 @@ METRICS = {
     "log_jacobian_sd": "spread of the local change of volume; lower is smoother",
     "relative_gain": "mean relative gain over each task learnt alone",
 }
+LISTED = 20  # classes of the table of parts
 SUFFIXES = ("_image_to_text", "_text_to_image")
 
 
@@ -81,6 +83,8 @@ def write(record: Record, path: Path) -> None:
 
 def page(record: Record) -> str:
     """The whole page as well-formed text: the same record gives the same bytes."""
+    blocks = [block(record, metric) for metric in dict.fromkeys(row.metric for row in record.rows)]
+    found = record.details.figures
     return (
         environment()
         .get_template("report.html.j2")
@@ -89,7 +93,9 @@ def page(record: Record) -> str:
             details=record.details,
             protocol=record.details.protocol,
             headline=headline(record),
-            blocks=[block(record, metric) for metric in dict.fromkeys(row.metric for row in record.rows)],
+            blocks=blocks,
+            figures=None if found is None else figure_page.page(found, places(record, blocks), calibration(record)),
+            numbered=any(one.image.startswith("row ") for one in (*record.details.worst_cases, *record.details.best_cases)),
             arms={arm.name: arm for arm in ARMS},
             definitions={name: definition(name) for name in measured_names(record)},
             columns={
@@ -108,14 +114,42 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": number, "words": plots.words, "shots": shots_words, "unbroken": unbroken}
+    made.filters |= {"number": number, "words": plots.words, "shots": shots_words, "unbroken": unbroken, "breakable": breakable}
+    made.globals |= {"part_classes": part_classes, "rest_of": rest_of}
     made.globals |= {"bracket": bracket, "decimals": decimals, "verdict": verdict, "tone": tone}
     return made
+
+
+def places(record: Record, blocks: Sequence[Block]) -> dict[str, int]:
+    """The number of each method's colour, the same in all figures."""
+    named = blocks[0].places if blocks else {}
+    spec = record.details.encoder.spec
+    return {row.method: named[title] for row in record.rows for title in (row.method, f"{row.method} · {spec}") if title in named}
+
+
+def calibration(record: Record) -> dict[str, Measured]:
+    return {method: found["ece"] for method, found in record.details.metrics.items() if "ece" in found}
+
+
+def part_classes(parts: Sequence[PartOfData]) -> list[str]:
+    """The classes of all parts, those with most rows first where they are too many to list."""
+    names = list(dict.fromkeys(name for part in parts for name in part.classes))
+    rows = {name: sum(part.classes.get(name, 0) for part in parts) for name in names}
+    return names if len(names) <= LISTED else sorted(names, key=lambda name: -rows[name])
+
+
+def rest_of(part: PartOfData, names: Sequence[str]) -> int:
+    return sum(part.classes.get(name, 0) for name in names)
 
 
 def unbroken(text: str) -> str:
     """The text with its intervals kept on one line."""
     return re.sub(r"(\[[^ \]]+) ", "\\1\u00a0", text)
+
+
+def breakable(name: str) -> Markup:
+    """A name that a narrow page may break after its underscores."""
+    return Markup("_<wbr />").join(name.split("_"))
 
 
 # ---- the answer in words --------------------------------------------------------------------------------------
@@ -221,6 +255,7 @@ class Block:
     digits: int
     gain_digits: int
     lines: list[Line]
+    places: Mapping[str, int]
     curves: Markup | None
     dots: Markup | None
 
@@ -233,13 +268,27 @@ def block(record: Record, metric: str) -> Block:
     lines.sort(key=lambda one: (one.last.mean is None, sign * (one.last.mean or 0.0), one.title))
     digits = decimals(*(value for row in rows for value in (row.mean, row.low, row.high)))
     gains = (value for row in rows for value in (row.gain, row.gain_low, row.gain_high, row.gain_over_probe_low, row.gain_over_probe_high))
-    named = sorted(lines, key=lambda one: "chosen" not in one.marks and not one.marks)  # the chosen and the references get a colour
-    series = [curve(one, many=len(shots) > 1) for one in named if any(row.mean is not None for row in one.cells.values())]
+    named = sorted(lines, key=lambda one: importance(record, one))  # the first of them get a colour
+    told = {record.best, record.details.start, record.details.plain}
+    shown = [one for one in named if any(row.mean is not None for row in one.cells.values())]
+    series = [curve(one, many=len(shots) > 1, banded=one.last.method in told) for one in shown]
     names = [str(k) for k in shots]
     curves = Markup(plots.few_shot_curves(series, names, metric)) if series and len(shots) > 1 else None
     lower = record.details.protocol.lower_is_better
     dots = Markup(plots.dot_plot(series, names[-1], metric, lower_is_better=lower)) if series else None
-    return Block(metric, shots, digits, max(digits, min(decimals(*gains), 4)), lines, curves, dots)
+    return Block(
+        metric, shots, digits, max(digits, min(decimals(*gains), 4)), lines, {one.name: k for k, one in enumerate(series)}, curves, dots
+    )
+
+
+def importance(record: Record, one: Line) -> int:
+    """The chosen method, what it is set against, the best; last the baselines, which use no encoder."""
+    against = [record.details.start, record.details.plain]
+    if "chosen" in one.marks:
+        return 0
+    if one.last.method in against:
+        return 1 + against.index(one.last.method)
+    return 3 if "plain reference" in one.marks else 5 if "baseline" in one.marks else 4
 
 
 def line(record: Record, rows: Sequence[Row], key: tuple[str, str]) -> Line:
@@ -256,10 +305,10 @@ def line(record: Record, rows: Sequence[Row], key: tuple[str, str]) -> Line:
     return Line(title, cells, cells[max(cells, key=order)], tuple(marks))
 
 
-def curve(one: Line, *, many: bool) -> plots.Series:
+def curve(one: Line, *, many: bool, banded: bool) -> plots.Series:
     points = {str(k): (row.mean, row.low, row.high) for k, row in one.cells.items() if row.mean is not None}
     means = {mean for mean, _, _ in points.values()}
-    return plots.Series(one.title, points, flat=many and (set(points) == {"0"} or (len(points) > 1 and len(means) == 1)))
+    return plots.Series(one.title, points, flat=many and (set(points) == {"0"} or (len(points) > 1 and len(means) == 1)), banded=banded)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The model card of a run: README.md with the YAML head that Hugging Face reads. Written from plain values that are checked first.
 
-A card holds no image and no name of an image. It says which training data the run stores inside.
+A card holds no image and no name of an image. It says which training data the run stores inside, and what the report shows in words.
 """
 
 from __future__ import annotations
@@ -18,22 +18,13 @@ from jinja2 import PackageLoader, StrictUndefined
 from pydantic import Field, ValidationError
 
 from medtame.errors import RunError
+from medtame.report.figure_values import Confused, Figures
+from medtame.report.parts import Measured, Part, Prompts, Text
 from medtame.report.plots import words
-from medtame.report.record import (
-    EncoderNote,
-    Environment,
-    Measured,
-    Part,
-    Prompts,
-    Text,
-    bracket,
-    decimals,
-    first,
-    number,
-    write_file,
-)
+from medtame.report.record import Control, Cost, EncoderNote, Environment, PartOfData, bracket, decimals, first, number, write_file
 
 WEIGHTS = "weights.safetensors"
+MISTAKES = 5  # of the commonest wrong answers
 LIVE = re.compile(r"([\\`*\[\]|!#~$])")  # what Markdown would act on
 
 
@@ -61,6 +52,13 @@ class Card(Part):
     stores_support_rows: bool
     metrics: dict[Text, Measured] = Field(default_factory=dict)
     metrics_of: Text = ""
+    answer: Text = ""
+    how_chosen: Text = ""
+    figures: Figures | None = None
+    controls: list[Control] = Field(default_factory=list)
+    cost: Cost | None = None
+    parts: list[PartOfData] = Field(default_factory=list)
+    leakage: Text = ""
     limits: list[Text] = Field(default_factory=list)
     warnings: list[Text] = Field(default_factory=list)
     prompts: Prompts = Field(default_factory=dict)
@@ -95,12 +93,41 @@ def text(card: Card) -> str:
     templates = Templates(
         loader=PackageLoader("medtame.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    templates.filters |= {"plain": plain, "yaml": yaml, "words": words, "number": number, "code": code, "setting": setting}
-    templates.globals |= {"bracket": bracket, "decimals": decimals}
+    templates.filters |= {"plain": plain, "yaml": yaml, "words": words, "number": number, "code": code, "setting": setting, "boxed": boxed}
+    templates.globals |= {"bracket": bracket, "decimals": decimals, "mistaken": mistaken, "confidence": confidence}
     tags = dict.fromkeys(["medical", "vision-language", card.task.replace("_", "-"), card.method, "research-use-only", *card.tags])
     return templates.get_template("card.md.j2").render(
         card=card, tags=tags, base_model=card.base_model or card.encoder.spec, weights=WEIGHTS
     )
+
+
+def mistaken(found: Figures) -> list[Confused]:
+    """The commonest wrong answers, from the matrix or the list."""
+    matrix = found.confusion
+    if matrix is None:
+        return found.confusions[:MISTAKES]
+    pairs = [
+        Confused(truth=truth, said=said, n=n, share=n / sum(row))
+        for truth, row in zip(matrix.labels, matrix.counts, strict=True)
+        for said, n in zip(matrix.said, row, strict=True)
+        if n and truth != said
+    ]
+    return sorted(pairs, key=lambda pair: (-pair.n, -pair.share))[:MISTAKES]
+
+
+def confidence(found: Figures) -> tuple[float, float] | None:
+    """Mean confidence of the method, and the share that is right."""
+    bins = next((one.bins for one in found.reliability if one.method == found.method), [])
+    n = sum(bin.n for bin in bins)
+    if not n:
+        return None
+    return sum(bin.n * bin.confidence for bin in bins) / n, sum(bin.n * (bin.right.value or 0.0) for bin in bins) / n
+
+
+def boxed(measured: Measured) -> str:
+    """A value with its interval, as a cell of a table."""
+    interval = bracket(measured.low, measured.high)
+    return plain(f"{number(measured.value)} {interval}".rstrip())
 
 
 def plain(value: Any) -> str:

@@ -1,4 +1,7 @@
-"""Figures of the report as SVG strings: the same values give the same bytes, and nothing outside the string is needed."""
+"""Figures of the report as SVG strings: the same values give the same bytes, and nothing outside the string is needed.
+
+Every colour is a variable of the page with itself as the fallback, so that the page may darken it.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,12 @@ STYLES = (
     ("#882255", "X"),
     ("#555555", "h"),
 )
-OTHERS = ("#b8bec6", ".")
-INK, QUIET, LINES = "#1f2933", "#5b6673", "#e3e7ec"
+OTHERS = ("#a3adb8", "o")
+INK, QUIET, LINES, PAPER = "#1f2933", "#5b6673", "#e3e7ec", "#ffffff"
+COLOURS = {INK: "ink", QUIET: "quiet", LINES: "line", PAPER: "paper", OTHERS[0]: "others"} | {
+    colour.lower(): f"c{i}" for i, (colour, _) in enumerate(STYLES)
+}
+WIDEST, NARROWEST = 100, 72  # pixels an inch, on a wide and on a narrow page
 LOOK: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "medtame",
@@ -49,6 +56,7 @@ class Series:
     name: str
     points: Mapping[str, tuple[float, float | None, float | None]]
     flat: bool = False
+    banded: bool = True  # whether the curve has a band: with many they hide one another
 
 
 def few_shot_curves(series: Sequence[Series], shots: Sequence[str], metric: str) -> str:
@@ -88,8 +96,8 @@ def draw_curve(axes: Axes, one: Series, shots: Sequence[str], i: int) -> float |
         return None
     x = [place for place, _ in present]
     means = [value[0] for _, value in present]
-    dashes, marker, over = ("--", "", 2.5) if one.flat else ("-", marker, 3.0)
     named = i < len(STYLES)
+    dashes, marker, over = ("--", "", 2.5) if one.flat else ("-", marker if named else "", 3.0)
     axes.plot(
         x,
         means,
@@ -100,12 +108,12 @@ def draw_curve(axes: Axes, one: Series, shots: Sequence[str], i: int) -> float |
         linewidth=1.8 if named else 1,
         zorder=over if named else 2,
         gid=f"line-{i}",
-        markeredgecolor="white",
+        markeredgecolor=PAPER,
         markeredgewidth=0.7,
     )
     band = [(place, value[1], value[2]) for place, value in present if value[1] is not None and value[2] is not None]
-    if band and named:
-        axes.fill_between([b[0] for b in band], [b[1] for b in band], [b[2] for b in band], color=colour, alpha=0.1, linewidth=0, zorder=1)
+    if band and named and one.banded:
+        axes.fill_between([b[0] for b in band], [b[1] for b in band], [b[2] for b in band], color=colour, alpha=0.13, linewidth=0, zorder=1)
     return means[-1]
 
 
@@ -118,8 +126,8 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], width: float,
     across = axes.get_yaxis_transform()  # x as a share of the axes, y in data
     reach = 0.22 / (axes.get_position().width * width)
     for (end, name, colour), place in zip(ordered, places, strict=True):
-        axes.plot([1, 1 + reach], [end, place], color=colour, linewidth=0.7, alpha=0.7, clip_on=False, transform=across, scaley=False)
-        axes.text(1 + 1.25 * reach, place, short(name), color=colour, va="center", clip_on=False, transform=across)
+        axes.plot([1, 1 + reach], [end, place], color=colour, linewidth=1.4, clip_on=False, transform=across, scaley=False)
+        axes.text(1 + 1.25 * reach, place, short(name), color=INK, va="center", clip_on=False, transform=across)
 
 
 def apart(heights: Sequence[float], gap: float, bottom: float, top: float) -> list[float]:
@@ -150,7 +158,7 @@ def dot_plot(series: Sequence[Series], shots: str, metric: str, *, lower_is_bett
             colour, marker = style(i)
             if low is not None and high is not None:
                 axes.plot([low, high], [place, place], color=colour, linewidth=2, alpha=0.55, solid_capstyle="round")
-            axes.plot([value], [place], marker, color=colour, markersize=7, gid=f"line-{i}", markeredgecolor="white", markeredgewidth=0.7)
+            axes.plot([value], [place], marker, color=colour, markersize=7, gid=f"line-{i}", markeredgecolor=PAPER, markeredgewidth=0.7)
         axes.set_yticks(range(len(finals)), [short(name) for _, name, _ in finals])
         axes.set_ylim(-0.6, len(finals) - 0.4)
         axes.margins(x=0.06)
@@ -195,4 +203,13 @@ def svg(figure: Figure, prefix: str) -> str:
     figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = written.getvalue()
     text = text[text.index("<svg") :].rstrip() + "\n"
-    return re.sub(r"<[^>]*>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag.group()), text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", tag.group()), text)
+    width = figure.get_figwidth()
+    sized = f'<svg style="min-width: {NARROWEST * width:.0f}px; max-width: {WIDEST * width:.0f}px"'
+    return re.sub(r'\bstyle="[^"]*"', lambda style: re.sub("#[0-9a-f]{6}", themed, style.group()), text).replace("<svg", sized, 1)
+
+
+def themed(colour: re.Match[str]) -> str:
+    """The variable of the page for a colour, where it has one."""
+    name = COLOURS.get(colour.group())
+    return f"var(--{name}, {colour.group()})" if name else colour.group()

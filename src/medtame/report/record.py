@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from medtame import state
 from medtame.errors import RunError
+from medtame.report.figure_values import Figures
+from medtame.report.parts import Measured, Part, Prompts, Shots, Text, Thumbnail
 
 SCHEMA = 1
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")  # not allowed in XML, or not UTF-8
-
-
-def printable(value: Any) -> Any:
-    """A text that every page can show: control characters and broken bytes of file names become �."""
-    return UNPRINTABLE.sub("\ufffd", value.replace("\r\n", "\n")) if isinstance(value, str) else value
-
-
-def png(value: str) -> str:
-    try:
-        start = base64.b64decode(value, validate=True)[:8]
-    except binascii.Error:
-        start = b""
-    if start != b"\x89PNG\r\n\x1a\n":
-        raise ValueError("a thumbnail is a PNG file in base64")
-    return value
-
-
-Text: TypeAlias = Annotated[str, BeforeValidator(printable)]
-Thumbnail: TypeAlias = Annotated[str, AfterValidator(png)]
-Shots: TypeAlias = Annotated[int, Field(ge=0)] | Literal["all"]
-Prompts: TypeAlias = dict[Text, list[Text]]
-
-
-class Part(BaseModel):
-    """Frozen, no unknown keys, numbers finite or null."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Part):
@@ -84,6 +55,7 @@ class Row(Part):
 class NotRun(Part):
     method: Text
     minutes: float | None = None
+    reason: Text = ""  # why these data cannot be served; else it did not fit the minutes
 
 
 class Control(Part):
@@ -128,18 +100,21 @@ class Environment(Part):
     medtame: Text = ""
     python: Text = ""
     torch: Text = ""
+    numpy: Text = ""
+    scikit_learn: Text = ""
     platform: Text = ""
     cpu_threads: int | None = None
 
 
 class WorstCase(Part):
-    """`image` as the manifest spells it; the thumbnail is a PNG in base64."""
+    """`image`: the number of its row, or its name where names were asked for. `truth_score`: the probability of the truth."""
 
     image: Text
     thumbnail: Thumbnail | None = None
     truth: Text = ""
     said: Text = ""
     confidence: float | None = None
+    truth_score: float | None = None
 
 
 class Example(Part):
@@ -148,11 +123,26 @@ class Example(Part):
     caption: Text = ""
 
 
-class Measured(Part):
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
+class PartOfData(Part):
+    """One side of the split: `name` train or test, or folds where no row is kept for the test."""
+
+    name: Text
+    rows: int
+    groups: int
+    classes: dict[Text, int] = Field(default_factory=dict)
+
+
+class Cost(Part):
+    """A method at the most shots: means over draws. `peak_megabytes`: the most memory the process had held by then."""
+
+    method: Text
+    fits: Text = ""
+    draws: int
+    fit_seconds: float | None = None
+    seconds: float | None = None
+    trainable_parameters: int | None = None
+    peak_megabytes: float | None = None
+    stores_support: bool = False
 
 
 class EncoderGain(Part):
@@ -185,7 +175,13 @@ class Details(Part):
     command: Text = ""
     seconds: float | None = None
     controls_note: Text = ""
+    parts: list[PartOfData] = Field(default_factory=list)
+    leakage: Text = ""
+    figures: Figures | None = None
+    costs: list[Cost] = Field(default_factory=list)
+    best_cases: list[WorstCase] = Field(default_factory=list)
     worst_cases: list[WorstCase] = Field(default_factory=list)
+    confident_mistakes: list[WorstCase] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
     metrics: dict[Text, dict[Text, Measured]] = Field(default_factory=dict)
     encoder_gains: list[EncoderGain] = Field(default_factory=list)

@@ -1,0 +1,157 @@
+"""Images of the test rows with what the best method said of them: the surest right answers, the worst, the surest mistakes.
+
+A row is named by its number alone; the names of its files only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from medtame.comparison.grid import Grid
+from medtame.run import Run, fitted
+from medtame.tasks.classification import FindingsFrame, truth_of
+from medtame.types import Array, Picture, Samples
+
+SIDE = 160  # pixels of a thumbnail
+SHOWN = 8
+
+
+def pictures(grid: Grid, method: str, run: Run, *, names: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """Of the best method on test rows of the first part: cases where rows have a label, overlays where they have masks, else examples.
+
+    `names`: images by the name that the manifest gives them, instead of the number of their row.
+    """
+    part = grid.parts[0]
+    test = grid.data.samples.take(part.test)
+    column = "image" if "image" in test else "fixed"
+    called = [picture.name for picture in test.pictures(column)] if names else [f"row {row + 1}" for row in part.test.tolist()]
+    if len(grid.parts) > 1:
+        run = fitted(grid.data.samples.take(part.train), grid.data.task, grid.method(method), grid.encoder, seed=grid.seed)
+    if "label" in grid.data.task.requires:
+        return cases(judgements(run.predict(test).table, test.column("label")), test, called)
+    if isinstance(run.frame, FindingsFrame):
+        truth = truth_of(test, run.frame.names)
+        return cases(judgements_of_findings(run.predict(test).table, run.frame.names, truth), test, called)
+    if "mask" in grid.data.task.requires:
+        return {"examples": overlays(run, test, called)}
+    return {"examples": told(run, test, column, called)}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was said of one row, or of one finding of a row. `sure`: the probability of what was said; `true`: of what is true."""
+
+    row: int
+    truth: str
+    said: str
+    sure: float
+    true: float
+
+
+def cases(found: Sequence[Judgement], test: Samples, called: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The best, the worst, the most confident mistakes. Where the last two are the same, as with two classes, they are told once."""
+    right = [one for one in found if one.said == one.truth]
+    wrong = [one for one in found if one.said != one.truth]
+    worst = sorted(wrong, key=lambda one: one.true)[:SHOWN]
+    surest = sorted(wrong, key=lambda one: -one.sure)[:SHOWN]
+    chosen = {"best_cases": best(right), "worst_cases": worst, "confident_mistakes": [] if set(surest) == set(worst) else surest}
+    return {name: [case(one, called[one.row], test.take([one.row])) for one in taken] for name, taken in chosen.items()}
+
+
+def judgements(rows: Sequence[Mapping[str, Any]], labels: Sequence[str | None]) -> list[Judgement]:
+    """Of the table of a classification; rows without a label, and refusals, are left out."""
+    known = [k for k, label in enumerate(labels) if label is not None and not np.isnan(rows[k]["max_score"])]
+    return [
+        Judgement(k, str(labels[k]), rows[k]["prediction"], rows[k]["max_score"], rows[k].get(f"score_{labels[k]}", 0.0)) for k in known
+    ]
+
+
+def judgements_of_findings(rows: Sequence[Mapping[str, Any]], names: Sequence[str], truth: Array) -> list[Judgement]:
+    """Of the table of findings, each a yes or no for itself; truth (N, C), NaN unknown."""
+    found = []
+    for k, column in zip(*np.nonzero(~np.isnan(truth)), strict=True):
+        yes = rows[k][f"score_{names[column]}"]
+        words = f"no {names[column]}", names[column]
+        true = int(truth[k, column])
+        if not np.isnan(yes):
+            found.append(Judgement(int(k), words[true], words[yes > 0.5], max(yes, 1 - yes), yes if true else 1 - yes))
+    return found
+
+
+def best(right: Sequence[Judgement]) -> list[Judgement]:
+    """The surest right answers of each class in turn, so that a class that is easy does not fill the page."""
+    turns: Counter[str] = Counter()
+    placed: list[tuple[int, float, int, Judgement]] = []
+    for one in sorted(right, key=lambda one: -one.true):
+        placed.append((turns[one.truth], -one.true, len(placed), one))
+        turns[one.truth] += 1
+    return [one for *_, one in sorted(placed)[:SHOWN]]
+
+
+def case(one: Judgement, name: str, sample: Samples) -> dict[str, Any]:
+    said = {"truth": one.truth, "said": one.said, "confidence": one.sure, "truth_score": one.true}
+    return {"image": name, "thumbnail": thumbnail(sample.pictures()[0]), **said}
+
+
+def overlays(run: Run, test: Samples, called: Sequence[str]) -> list[dict[str, Any]]:
+    """Masks on their images: predicted in orange, true outline in blue."""
+    chosen = np.linspace(0, len(test) - 1, min(SHOWN, len(test))).astype(int)
+    few = test.take(chosen)
+    said = run.predict(few)
+    rows = []
+    for k, (row, picture, mask) in enumerate(zip(chosen.tolist(), few.pictures(), few.pictures("mask"), strict=True)):
+        caption = f"{said.table[k].get('structure', '')}: predicted (orange), true outline (blue)"
+        drawn = overlay(picture.array(), np.asarray(said.arrays[f"{k}/mask"]) > 0, mask.values() > 0)
+        rows.append({"image": called[row], "thumbnail": encoded(drawn), "caption": caption})
+    return rows
+
+
+def told(run: Run, test: Samples, column: str, called: Sequence[str]) -> list[dict[str, Any]]:
+    """Images with what was said of them."""
+    few = test.take(np.arange(min(SHOWN, len(test))))
+    rows = run.predict(few).table
+    skipped = ("image", "fixed", "moving", "warning")
+    return [
+        {
+            "image": name,
+            "thumbnail": thumbnail(picture),
+            "caption": "; ".join(f"{k}: {short(v)}" for k, v in row.items() if k not in skipped),
+        }
+        for name, picture, row in zip(called, few.pictures(column), rows, strict=False)
+    ]
+
+
+def short(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)[:160]
+
+
+def overlay(pixels: Array, predicted: Array, true: Array) -> Array:
+    """(H, W, 3): the image with a filled prediction and the outline of the truth."""
+    image = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels.copy()
+    image[predicted] = 0.6 * image[predicted] + 0.4 * np.array([1.0, 0.55, 0.0])
+    if true.shape == predicted.shape:
+        inner = true & np.roll(true, 1, 0) & np.roll(true, -1, 0) & np.roll(true, 1, 1) & np.roll(true, -1, 1)
+        image[true & ~inner] = np.array([0.1, 0.45, 1.0])
+    return np.asarray(image)
+
+
+def thumbnail(picture: Picture) -> str:
+    return encoded(picture.array())
+
+
+def encoded(pixels: Array) -> str:
+    """A small PNG, base64."""
+    eight = (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    image = Image.fromarray(eight[:, :, 0] if eight.shape[2] == 1 else eight)
+    image.thumbnail((SIDE, SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
