@@ -11,7 +11,7 @@ import torch
 from planted_encoder import PlantedEncoder, noise, problem, query, samples, unit
 
 from medtame import catalogue
-from medtame.data.findings import chosen, read
+from medtame.data.class_findings import chosen, read
 from medtame.errors import SettingsError
 from medtame.strategies.base import zero_shot_logits
 from medtame.strategies.knowledge.ontology import SHIPPED, distances_of, utility

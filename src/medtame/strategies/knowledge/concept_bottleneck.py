@@ -11,7 +11,7 @@ from pydantic import Field
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from medtame.data.findings import Findings, chosen, listed, read, says
+from medtame.data.class_findings import Findings, chosen, listed, read, says
 from medtame.errors import SettingsError, UnknownNameError
 from medtame.learning.readout import logistic
 from medtame.strategies.base import REFUSED, Method, hard, labelled, masked, same_candidates

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from medtame.data.findings import chosen
+from medtame.data.class_findings import chosen
 from medtame.errors import SettingsError
 from medtame.strategies.base import Method, masked, same_candidates, zero_shot_logits
 from medtame.types import Adapted, Candidates, Problem, Query, Scores

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medtame.data.findings import Findings, ancestors, chosen
+from medtame.data.class_findings import Findings, ancestors, chosen
 from medtame.errors import PairError, SettingsError
 from medtame.strategies.base import Method, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import medtame
-from medtame.data.findings import UNREVIEWED, ancestors, chosen, read, says
+from medtame.data.class_findings import UNREVIEWED, ancestors, chosen, read, says
 from medtame.errors import SettingsError
 
 SHIPPED = Path(medtame.__file__).parent / "strategies" / "knowledge" / "findings"
