@@ -35,7 +35,7 @@ def volumes(tmp_path):
     random = np.random.default_rng(0)
     for number in range(4):
         voxels = random.integers(0, 60, (16, 16, 10)).astype(np.uint8)
-        voxels[:, :, :5 if number % 2 else 10] += 150
+        voxels[:, :, : 5 if number % 2 else 10] += 150
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / f"{number}.nii.gz")
     Image.fromarray(random.integers(0, 255, (16, 16)).astype(np.uint8)).save(tmp_path / "flat.png")
     names = [*(f"{number}.nii.gz" for number in range(4)), "flat.png"]
