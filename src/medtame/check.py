@@ -24,12 +24,12 @@ Watch = Callable[[str, int, int], None]
 CLUES = {
     "border": "the border of the image",
     "histogram": "the histogram of grey values",
-    "metadata": "size, format and columns such as site",
+    "metadata": "metadata (size, format, columns such as site)",
 }
 MENDS = {
-    "border": "crop or cover the border alike in all classes, or collect the classes at one place",
-    "histogram": "bring all images to one intensity range, and compare on images of one source only",
-    "metadata": "balance the classes over sites, sizes and formats, or compare on images of one source only",
+    "border": "look whether frames, text or surroundings differ by class; crop the border in all images, or use one source",
+    "histogram": "look whether grey values tell the disease or the source; bring all to one intensity range, or use one source",
+    "metadata": "balance the classes over sites, sizes and formats, or use images of one source",
 }
 
 

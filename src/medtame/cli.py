@@ -81,9 +81,7 @@ def demo(
     tell(result, as_json)
 
 
-@app.command(
-    epilog="Examples:  medtame check labels.csv   |   medtame check images/ --quick   |   medtame check cases.csv --columns text=caption --json"
-)
+@app.command(epilog="Examples:  medtame check labels.csv   |   medtame check images/ --quick   |   medtame check cases.csv --json")
 def check(
     data: DataPath,
     task: Annotated[str | None, typer.Option("--task", help="What will be asked. Default: judged by the columns.")] = None,

@@ -1,7 +1,10 @@
 """Text in the pixels, perhaps: rows of small, sharp, equally bright shapes of one height on one line.
 
-Simple on purpose and no guarantee either way: it names images that a person should look at. On rendered text (two typefaces,
-near the upper or lower edge, saved as JPEG) and on images looked at one by one it does what docs/your_data.md says.
+Simple on purpose and no guarantee either way: it names images that a person should look at. Measured on text rendered into nine
+sets (two typefaces, at the upper or lower edge, saved as JPEG 90), letters of 14 to 18 points: found in .93 to 1.0 of chest
+radiographs, skin, blood and simulated brains, in .88 to .97 of ultrasound, in .75 to .80 of chest CT, in .53 to .73 of brain MR; of 9
+points: .57 to .82. False, looked at one by one: 2 of 499 chest CT, none of 240 skin lesions, 264 blood films, 411 thumbnails and 120
+simulated brains. Handwriting, slanted text, fewer than three letters and letters beside bright anatomy are missed.
 """
 
 from __future__ import annotations

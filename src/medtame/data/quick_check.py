@@ -169,7 +169,8 @@ def _near(
     folded = not any("test" in parts for parts in where)
     apart = [pair for pair in near if overlap.across(where[pair.a], where[pair.b])]
     loose = [pair for pair in near if folded and groups[pair.a].isdisjoint(groups[pair.b])]
-    rest = [pair for pair in near if pair not in apart and pair not in loose]
+    told = {*apart, *loose}
+    rest = [pair for pair in near if pair not in told]
     unlike = [pair for pair in near if _labelled_otherwise((pair.a, pair.b), labels)]
     look_at = "look at them"
     group = "give both one value in a column group, so that folds keep them together"

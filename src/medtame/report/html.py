@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from medtame.report import plots
-from medtame.report.record import Control, Measured, Record, Row, bracket, decimals, number, tone, verdict, write_file
+from medtame.report.record import Control, Measured, Record, Row, bracket, decimals, engine_sentence, number, tone, verdict, write_file
 from medtame.trust.controls import ARMS
 
 METRICS = {
@@ -109,7 +109,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "words": plots.words, "shots": shots_words, "unbroken": unbroken}
-    made.globals |= {"bracket": bracket, "decimals": decimals, "verdict": verdict, "tone": tone}
+    made.globals |= {"engine_sentence": engine_sentence, "bracket": bracket, "decimals": decimals, "verdict": verdict, "tone": tone}
     return made
 
 

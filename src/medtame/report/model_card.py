@@ -28,6 +28,7 @@ from medtame.report.record import (
     Text,
     bracket,
     decimals,
+    engine_sentence,
     first,
     number,
     write_file,
@@ -96,7 +97,7 @@ def text(card: Card) -> str:
         loader=PackageLoader("medtame.report"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     templates.filters |= {"plain": plain, "yaml": yaml, "words": words, "number": number, "code": code, "setting": setting}
-    templates.globals |= {"bracket": bracket, "decimals": decimals}
+    templates.globals |= {"engine_sentence": engine_sentence, "bracket": bracket, "decimals": decimals}
     tags = dict.fromkeys(["medical", "vision-language", card.task.replace("_", "-"), card.method, "research-use-only", *card.tags])
     return templates.get_template("card.md.j2").render(
         card=card, tags=tags, base_model=card.base_model or card.encoder.spec, weights=WEIGHTS
