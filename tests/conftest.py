@@ -35,3 +35,4 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.socket.connect
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("MEDTAME_ENGINE", "eager")  # no export of a graph for sets of more than a hundred images

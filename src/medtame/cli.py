@@ -81,6 +81,27 @@ def demo(
     tell(result, as_json)
 
 
+@app.command(epilog="Examples:  medtame check labels.csv   |   medtame check images/ --quick   |   medtame check cases.csv --json")
+def check(
+    data: DataPath,
+    task: Annotated[str | None, typer.Option("--task", help="What will be asked. Default: judged by the columns.")] = None,
+    encoder: EncoderName = "bundled",
+    quick: Annotated[bool, typer.Option("--quick", help="Without the encoder: no shortcuts.")] = False,
+    columns: Columns = "",
+    root: Root = None,
+    window: Window = "",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """What the data hold and what is wrong: leakage, duplicates, shortcuts, identifiers. Exit code 0 usable, 1 look at it, 2 not usable."""
+    from medtame import terminal, verbs
+
+    with terminal.progress(quiet=as_json) as report:
+        found = verbs.check(data, task, encoder, quick=quick, columns=mapped(columns), root=root, window=window, seed=seed, watch=report)
+    typer.echo(json.dumps(found.json())) if as_json else terminal.show(*terminal.checked(found.json()))
+    raise typer.Exit(found.exit_code)
+
+
 @app.command(
     epilog="Examples:  medtame compare labels.csv --task classification --out out   |   "
     "medtame compare cases.csv --task image_text_retrieval --columns text=caption,patient=case --methods zero_shot,lora --out out"

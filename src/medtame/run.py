@@ -192,20 +192,28 @@ def open(folder: str | Path, opener: Callable[[str], Encoder] = encoder) -> Run:
 
 
 def opened_images(images: Sequence[str | Path] | str | Path) -> ManifestSamples:
-    """Samples from a manifest, a folder (flat, or with sub-folders), or a list of image files."""
+    """Samples from a manifest, a folder (flat, or with sub-folders; DICOM files joined to series), or a list of image files."""
     if isinstance(images, (str, Path)):
         path = Path(images)
-        if path.is_file() and path.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        if manifest.is_manifest(path):
             return manifest.read(path)
-        images = sorted(file for file in path.rglob("*") if file.is_file() and manifest.is_image(file)) if path.is_dir() else [path]
-        if not images:
-            raise DataError(f"no image in {path}: give image files, a folder that holds some, or a manifest")
+        if path.is_dir():
+            return in_folder(path)
+        images = [path]
     absent = [str(image) for image in images if not Path(image).is_file()]
     if absent:
         raise DataError(
             f"there is no file {absent[0]}" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "") + ": correct the path"
         )
     return ManifestSamples({"image": [str(Path(image).absolute()) for image in images]}, np.arange(len(images)))
+
+
+def in_folder(folder: Path) -> ManifestSamples:
+    """The images below a folder, a row each; a DICOM series is one."""
+    found = manifest.images_below(folder)
+    if not found:
+        raise DataError(f"no image in {folder}: give image files, a folder that holds some, or a manifest")
+    return ManifestSamples({"image": found}, np.arange(len(found)))
 
 
 def fitted(

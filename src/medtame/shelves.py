@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from medtame import catalogue
+from medtame.encoders import card, known
+from medtame.errors import MedtameError
 from medtame.literature import choose, links, tables
 from medtame.literature.words import READING, STRATEGIES
 from medtame.literature.words import TASKS as ALL_TASKS
@@ -68,6 +70,27 @@ def tasks() -> list[dict[str, Any]]:
         }
         for name, one in ((name, task(name)) for name in catalogue.names(catalogue.TASKS))
     ]
+
+
+def encoders() -> list[dict[str, Any]]:
+    """A row an encoder with a name: whether it lies on this machine, would be fetched, or cannot be had. No network is tried."""
+    return known.rows()
+
+
+def encoder(name: str) -> dict[str, Any]:
+    """One encoder: its row, and what its files say where they are here."""
+    row = next((row for row in known.rows() if row["name"] == name), {"spec": name})
+    try:
+        found = card(name)
+    except MedtameError as error:
+        if "name" not in row:
+            raise
+        return {**row, "cannot be opened": str(error)}
+    said = {
+        field: getattr(found, field)
+        for field in ("image_identity", "text_identity", "dimension", "scale", "bias", "medical_text", "licence")
+    }
+    return {**row, **said, "maps": [f"{channels} channels of {side} x {side}" for channels, side in found.scales], "notes": found.notes}
 
 
 def matrix() -> dict[str, Any]:

@@ -130,6 +130,21 @@ def controls(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def checked(record: Mapping[str, Any]) -> list[Any]:
+    """The table of `check`, and a line a finding: how bad, what is so, what to do, and up to three images."""
+    from medtame.check import lines
+
+    told = lines(record)
+    table = Table(title=f"check of {record['data']}", title_justify="left", show_header=False)
+    for title, text in told:
+        table.add_row(title, text)
+    said: list[Any] = [table] if told else []
+    for one in record["findings"]:
+        names = ", ".join(one["images"][:3]) + (f" and {one['count'] - 3} more" if one["count"] > 3 else "")
+        said.append(f"{one['severity']}: {one['message']}{f' ({names})' if names else ''}. Mend: {one['mend']}.")
+    return [*said, ("usable", "look at it before you use it", "not usable as it is")[record["exit_code"]]]
+
+
 def metrics(values: Mapping[str, Mapping[str, Any]]) -> Table:
     table = Table()
     for title in ("metric", "value", "n"):

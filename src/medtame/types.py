@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol, Self, TextIO, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from medtame.errors import DataError, MedtameError, PairError
+from medtame.regions import cropped, pooled
 
 Kind: TypeAlias = Literal["scores", "grids", "texts", "boxes"]
 Scope: TypeAlias = Literal["row", "stream", "set"]
@@ -265,22 +265,6 @@ def sentence_means(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor
     owner = torch.as_tensor([k for k, sentences in enumerate(prompts) for _ in sentences])
     means = torch.zeros(len(prompts), flat.shape[1], dtype=flat.dtype).index_add(0, owner, flat)
     return nn.functional.normalize(means, dim=-1)
-
-
-def pooled(scale: Tensor, source: Array, regions: Tensor) -> Tensor:
-    """Mean of a map (N, F, G, G) over regions (M, 4) of its images `source` (M,): (M, F), unit norm."""
-    side = torch.tensor([scale.shape[3], scale.shape[2], scale.shape[3], scale.shape[2]])
-    boxes = torch.cat([torch.as_tensor(source, dtype=scale.dtype)[:, None], regions.to(scale.dtype) * side], 1)
-    mean: Tensor = roi_align(scale, boxes, output_size=1, sampling_ratio=2, aligned=True)
-    return nn.functional.normalize(mean.flatten(1), dim=-1)
-
-
-def cropped(pixels: Tensor, source: Array, regions: Tensor, size: tuple[int, int]) -> Tensor:
-    """Regions of images, each resized to `size`: (M, C, H, W)."""
-    side = torch.tensor([pixels.shape[3], pixels.shape[2], pixels.shape[3], pixels.shape[2]])
-    boxes = torch.cat([torch.as_tensor(source, dtype=pixels.dtype)[:, None], regions.to(pixels.dtype) * side], 1)
-    crops: Tensor = roi_align(pixels, boxes, output_size=size, sampling_ratio=2, aligned=True)
-    return crops
 
 
 # ---- what fit may see -----------------------------------------------------------------------------------------

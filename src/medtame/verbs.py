@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from medtame import catalogue
+from medtame.check import CheckResult
+from medtame.check import check as looked_at
 from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
@@ -68,6 +70,24 @@ def free(out: Path) -> None:
         raise RunError(f"cannot write to {out} ({error.strerror}): give another folder with --out") from None
 
 
+def check(
+    data: Path,
+    task: str | None,
+    spec: str,
+    *,
+    quick: bool,
+    columns: Mapping[str, str],
+    root: Path | None,
+    window: str,
+    seed: int,
+    watch: Progress,
+) -> CheckResult:
+    """What the data hold and what is wrong with them."""
+    if task is not None:
+        catalogue.settings_class(catalogue.TASKS, task)
+    return looked_at(data, task, encoder=spec, columns=columns, root=root, window=window, quick=quick, seed=seed, watch=watch)
+
+
 def adapt(
     data: Data, spec: str, method: str, settings: Mapping[str, Any], *, rows: str, out: Path, seed: int, watch: Progress, command: str
 ) -> dict[str, Any]:
@@ -108,7 +128,7 @@ def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Pa
     if "fixed" in run.task.requires and len(images) == 2 and all(path.is_file() for path in images):
         fixed, moving = (str(path.absolute()) for path in images)
         return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1))
-    if len(images) == 1 and images[0].suffix.lower() in (".csv", ".tsv", ".parquet"):
+    if len(images) == 1 and manifest.is_manifest(images[0]):
         return manifest.read(images[0], columns=columns, root=root)
     found = opened_images(images[0] if len(images) == 1 else list(images))
     needed = [name for name in run.task.inputs if name in run.task.requires and name not in ("prompt", "question")]

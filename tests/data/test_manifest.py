@@ -97,7 +97,7 @@ def test_all_bad_rows_are_told_at_once_with_their_lines(images: Path) -> None:
         "images/../../x.png,1,1,2,2,50,a\n"
         ",1,1,2,2,50,a\n"
         "images/1.png,left,1,2,2,50,a\n"
-        "images/2.png,2,1,2,2,50,a\n"
+        "images/2.png,3,1,2,2,50,a\n"
         "images/3.png,1,,2,2,50,a\n"
         "images/4.png,1,1,2,2,Mr Secret,a\n"
         "images,1,1,2,2,nan,a\n"
@@ -105,10 +105,14 @@ def test_all_bad_rows_are_told_at_once_with_their_lines(images: Path) -> None:
     assert refusal(table(images, text)) == (
         "labels.csv has 9 bad row(s): line 3: image images/gone.png is not there; "
         "line 6: image ../images/0.png climbs out of the root; line 7: image images/../../x.png climbs out of the root; "
-        "line 8: image is empty; line 9: xmin is not a number; line 10: a box with xmax <= xmin or ymax <= ymin; "
-        "line 11: a box with an empty corner; line 12: age is not a number; "
-        "line 13: age is not a number; line 13: image images is not there."
-        " Paths start from the manifest's folder, or from --root."
+        "line 8: image is empty; line 9: xmin 'left' is not a number; "
+        "line 10: a box with xmax < xmin or ymax < ymin (xmin 3, ymin 1, xmax 2, ymax 2); "
+        "line 11: a box with an empty corner (ymin); line 12: age is not a number; "
+        "line 13: age is not a number; line 13: image images is a folder without a DICOM series."
+        " Paths start from the manifest's folder, or from --root. Give an absolute path, or the folder above with --root."
+        " Fill the empty cells, or delete their rows. Write corners in pixels, with a point before decimals."
+        " Write the smaller corner first. Fill all four corners, or none. Write age in years as a number, or leave it empty."
+        " Name a file, or a folder with the files of one DICOM series."
     )
 
 

@@ -250,10 +250,10 @@ def test_absent_and_changed_files_are_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_unknown_encoder_lists_the_known():
-    with pytest.raises(UnknownNameError, match=r"no encoder is called 'bundeld'. Did you mean 'bundled'\? Known: bundled"):
+    with pytest.raises(UnknownNameError, match=r"no encoder is called 'bundeld'. Did you mean 'bundled'\? Known: .*bundled, "):
         encoders.card("bundeld")
     with pytest.raises(UnknownNameError):
-        encoders.load("open_clip:ViT-B-32")
+        encoders.load("openclip:ViT-B-32")
 
 
 def test_loading_leaves_the_callers_random_numbers_alone():

@@ -5,9 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import os
 import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -156,9 +161,9 @@ def test_a_killed_run_keeps_its_finished_chunks(tmp_path: Path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        CachedEncoder(CARD, toy, Store(tmp_path), watch=killed).whole(images)
+        CachedEncoder(CARD, toy, Store(tmp_path), watch=killed, engines=()).whole(images)
     made = toy()
-    assert torch.equal(CachedEncoder(CARD, opener(made), Store(tmp_path)).whole(images), toy().whole(images).half().float())
+    assert torch.equal(CachedEncoder(CARD, opener(made), Store(tmp_path), engines=()).whole(images), toy().whole(images).half().float())
     assert sum(made.image_tower.seen) == 72
 
 
@@ -282,6 +287,87 @@ def test_the_store_names_neither_pictures_nor_words(tmp_path: Path):
     encoder.whole(samples(3))
     encoder.texts(["Jane Doe has pneumonia"])
     content = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert hashlib.sha256(b"Jane Doe has pneumonia").digest() in content
+    assert hashlib.sha256(b"Jane Doe has pneumonia").digest()[:6] in content
     assert b"Jane" not in content
     assert b"image 0" not in content
+
+
+def test_a_cache_of_another_encoder_is_not_used(tmp_path: Path):
+    images, other = samples(5), dataclasses.replace(CARD, image_identity="image-2", text_identity="text-2")
+
+    def louder() -> TowerEncoder:
+        made = toy(other)
+        made.image_tower.fine.weight.mul_(-1)
+        return made
+
+    mine = CachedEncoder(CARD, toy, Store(tmp_path)).whole(images)
+    for path in [*tmp_path.rglob("*.safetensors")]:  # as if the other's folder had been filled from here
+        place = Store(tmp_path)._place("image-2", "whole")
+        place.mkdir(exist_ok=True)
+        (place / path.name).write_bytes(path.read_bytes())
+    theirs = CachedEncoder(other, louder, Store(tmp_path)).whole(images)
+    assert torch.equal(theirs, louder().whole(images).half().float())
+    assert not torch.allclose(theirs, mine, atol=0.01)
+
+
+FULL = """
+import resource, sys, warnings
+from pathlib import Path
+sys.path[:0] = [{here!r}]
+import torch
+from test_cached import CARD, Store, CachedEncoder, samples, toy
+images = samples(200)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))   # the system lets no file grow further: each shard breaks off half-way
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    made = toy()
+    encoder = CachedEncoder(CARD, lambda: made, Store(Path(sys.argv[1])), engines=())
+    first = encoder.whole(images)
+    assert torch.equal(encoder.whole(images), first) and torch.equal(first, toy().whole(images).half().float())
+    encoder.texts(["a", "b"])
+assert sum(made.image_tower.seen) == 200, made.image_tower.seen
+print(len(said), said[0].message)
+"""
+
+
+def test_a_full_disk_is_said_once_and_rows_stay_in_memory(tmp_path: Path):
+    """A real refusal of the system, in a process of its own."""
+    script = FULL.format(here=str(Path(__file__).parent))
+    told = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"1 features are not kept on disk: {tmp_path} is full or may not be written")
+    assert "set MEDTAME_CACHE" in told.stdout
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".part", ".safetensors")] == []
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder for one who may not write in it; the superuser, who may everywhere, is somebody else meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    CachedEncoder(CARD, toy, Store(folder)).whole(samples(3))
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(before)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_cache_is_read_and_what_is_new_stays_in_memory(read_only: Path):
+    more, made = samples(5), toy()
+    known = CachedEncoder(CARD, refused, Store(read_only)).whole(samples(3))
+    assert torch.equal(known, toy().whole(samples(3)).half().float())
+    encoder = CachedEncoder(CARD, opener(made), Store(read_only))
+    with pytest.warns(UserWarning, match="may not be written.*set MEDTAME_CACHE"):
+        found = encoder.whole(more)
+    assert torch.equal(found, toy().whole(more).half().float())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said
+        encoder.texts(STRINGS)
+    assert made.image_tower.seen == [2]
+    encoder.whole(more)
+    assert made.image_tower.seen == [2]

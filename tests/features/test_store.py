@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,7 @@ def test_safetensors_itself_reads_the_shards(tmp_path: Path):
     Store(tmp_path).write("e", "whole", wanted)
     stored = load_file(shards(tmp_path)[0])
     assert {k.tobytes().hex(): row.tolist() for k, row in zip(stored["keys"], stored["rows"], strict=True)} == {
-        k: row.tolist() for k, row in wanted.items()
+        k[:12]: row.tolist() for k, row in wanted.items()
     }
 
 
@@ -213,3 +214,92 @@ def test_the_default_folder_is_the_cache_or_the_variable(monkeypatch: pytest.Mon
     assert default_folder() == Store().folder == tmp_path
     monkeypatch.delenv("MEDTAME_CACHE")
     assert "medtame" in default_folder().name
+
+
+def test_a_row_costs_one_hundredth_of_itself_and_small_shards_are_joined(tmp_path: Path):
+    store, rng = Store(tmp_path), np.random.default_rng(0)
+    wanted: dict[str, Array] = {}
+    for start in range(0, 64 * 64, 64):
+        chunk = {key(number): rng.standard_normal(512).astype(np.float16) for number in range(start, start + 64)}
+        assert store.write("e", "whole", chunk)
+        wanted |= chunk
+    assert len(shards(tmp_path)) == 2
+    assert sum(path.stat().st_size for path in shards(tmp_path)) <= 1.01 * 2 * 512 * len(wanted)
+    for reader in (store, Store(tmp_path)):
+        assert same(reader.read("e", "whole", [*wanted, key("absent")]), wanted)
+    largest = max(shards(tmp_path), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1  # a number: its row was joined with the checksum that it had
+    largest.write_bytes(content)
+    found = Store(tmp_path).read("e", "whole", [*wanted])
+    assert len(found) == len(wanted) - 1
+    assert all(np.array_equal(found[each], wanted[each]) for each in found)
+    assert not largest.exists()
+
+
+def test_shards_of_the_format_before_are_still_read(tmp_path: Path):
+    wanted = rows(range(3))
+    store = Store(tmp_path)
+    store.write("e", "whole", rows(range(3, 4)))
+    place = shards(tmp_path)[0].parent
+    tensors = {
+        "rows": np.stack([*wanted.values()]),
+        "keys": np.stack([np.frombuffer(bytes.fromhex(each), np.uint8) for each in wanted]),
+        "sums": np.array([zlib.crc32(row.tobytes(), zlib.crc32(f"(3, 2){each}".encode())) for each, row in wanted.items()], np.uint32),
+    }
+    save_file(tensors, place / "old.safetensors", metadata={"format": "medtame-features-1", "identity": "e", "kind": "whole"})
+    assert same(store.read("e", "whole", [*rows(range(4))]), rows(range(4)))
+
+
+def test_keys_that_begin_alike_are_told_apart(tmp_path: Path):
+    first, second, third = (key(0)[:12] + key(number)[12:] for number in (1, 2, 3))
+    made = rows(range(2))
+    store = Store(tmp_path)
+    store.write("e", "whole", {first: made[key(0)]})
+    store.write("e", "whole", {second: made[key(1)]})
+    for reader in (store, Store(tmp_path)):
+        assert same(reader.read("e", "whole", [first, second]), {first: made[key(0)], second: made[key(1)]})
+    assert store.read("e", "whole", [third]) == {}
+
+
+def test_any_flipped_byte_costs_rows_at_most(tmp_path: Path):
+    wanted = rows(range(3))
+    Store(tmp_path).write("e", "whole", wanted)
+    [path] = shards(tmp_path)
+    content = path.read_bytes()
+    lost = 0
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        found = Store(tmp_path).read("e", "whole", [*wanted])
+        assert all(np.array_equal(found[each], wanted[each]) for each in found)
+        lost += len(found) < 3
+    numbers = 3 * (3 * 2 * 2 + 6 + 4)  # bytes of rows, keys and checksums
+    assert numbers <= lost <= len(content)
+
+
+JOINER = WRITER.replace("store = Store", "import medtame.features.store\nmedtame.features.store.MANY_SHARDS = 3\nstore = Store")
+
+
+def test_four_processes_join_shards_at_once_and_lose_nothing(tmp_path: Path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    joiners = [subprocess.Popen([sys.executable, "-c", JOINER, str(tmp_path), str(number)], env=environment) for number in range(4)]
+    assert [joiner.wait(timeout=120) for joiner in joiners] == [0] * 4
+    wanted = rows(range(60))
+    assert same(Store(tmp_path).read("e", "whole", [*wanted]), wanted)
+    assert len(shards(tmp_path)) <= 6
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+def test_a_cache_of_another_encoder_is_not_used(tmp_path: Path):
+    """Neither from its own folder nor when it was copied over the folder of this one: the shard says whose it is."""
+    store = Store(tmp_path)
+    store.write("mine", "whole", rows(range(2)))
+    store.write("another", "whole", rows(range(2, 4)))
+    mine, another = sorted((path.parent for path in shards(tmp_path)), key=lambda place: place != store._place("mine", "whole"))
+    for path in mine.iterdir():
+        path.unlink()
+    for path in another.iterdir():
+        (mine / path.name).write_bytes(path.read_bytes())
+    assert Store(tmp_path).read("mine", "whole", [key(number) for number in range(4)]) == {}
+    assert list(mine.iterdir()) == []
+    assert same(Store(tmp_path).read("another", "whole", [key(2), key(3)]), rows(range(2, 4)))

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from medtame.errors import MedtameError
+from medtame.metrics.bins import debiased_gap, equal_mass_bins
 from medtame.metrics.classification import classification, multi_label
-from medtame.metrics.statistic import debiased_gap, equal_mass_bins
 from medtame.types import Array
 
 

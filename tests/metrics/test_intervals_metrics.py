@@ -26,6 +26,11 @@ def test_a_patient_is_resampled_with_all_rows() -> None:
     assert (counts != resampled_groups(groups, 3000, 1)).any()
 
 
+def test_resamples_do_not_depend_on_what_patients_are_called() -> None:
+    named, numbered = np.array(["p9", "p10", "p9", "a", "p10", "z"]), np.array([0, 1, 0, 2, 1, 3])
+    np.testing.assert_array_equal(resampled_groups(named, 50, 3), resampled_groups(numbered, 50, 3))
+
+
 def test_draws_and_patients_share_no_random_numbers_where_they_share_a_seed() -> None:
     rows, draws = resampled_groups(np.arange(10), 2000, 7), resampled_draws(10, 2000, 7)
     np.testing.assert_array_equal(draws.sum(1), 10)

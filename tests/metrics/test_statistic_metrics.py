@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from medtame.errors import MedtameError, RunError
 from medtame.metrics import statistic as module
+from medtame.metrics.bins import equal_mass_bins
 from medtame.metrics.statistic import (
     F1,
     Auroc,
@@ -28,7 +29,6 @@ from medtame.metrics.statistic import (
     Median,
     Ratio,
     Statistic,
-    equal_mass_bins,
     from_arrays,
     joined,
     to_arrays,

@@ -12,9 +12,10 @@ from medtame.comparison import curves
 from medtame.comparison.figures import BINS, figures
 from medtame.comparison.grid import Outcome
 from medtame.comparison.table import Resampling
+from medtame.metrics.bins import equal_mass_bins
 from medtame.metrics.classification import classification, multi_label
 from medtame.metrics.intervals import resampled_draws, resampled_groups
-from medtame.metrics.statistic import Mean, equal_mass_bins
+from medtame.metrics.statistic import Mean
 
 CLASSES = ("clear", "effusion", "mass")
 GROUPS = np.repeat(np.arange(45), 2)

@@ -15,8 +15,9 @@ import numpy as np
 from medtame import catalogue
 from medtame.comparison import budget, choice, controls, seen, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
+from medtame.data import quick_check
 from medtame.data.splits import folds
-from medtame.errors import MedtameError, PairError, SettingsError
+from medtame.errors import DataError, MedtameError, PairError, SettingsError
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
 from medtame.report import html, record
@@ -94,6 +95,7 @@ def compare(
     started, folder = time.perf_counter(), Path(out)
     opened = opened_encoders(encoders, lambda done, of: watch("encoding images", done, of))
     asked = settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {})
+    looked = looked_at(data, watch)
     settle_folder(folder, question(data, opened, asked), resume=resume)
     grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec)) for one in opened]
     plans, found = zip(*(run_cells(grid, asked, watch) for grid in grids), strict=True)
@@ -106,7 +108,7 @@ def compare(
     rows = [row for one, outcomes in zip(grids, found, strict=True) for row in rows_of(one, outcomes, asked, resampling, metric)]
     arms = tested(grid, best.method, found[place], asked, resampling, metric, watch)
     run = final(data, grid, best.method, folder / "run")
-    warnings = said(data, grid, found[place], run)
+    warnings = [*said(data, grid, found[place], run), *looked]
     details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, time.perf_counter() - started)
     details["encoder_gains"] = table.encoder_gains([one.spec for one in opened], found, resampling, metric)
     made = {
@@ -128,6 +130,17 @@ def left_out(plan: budget.Plan) -> list[dict[str, Any]]:
     """Methods that were not run: too slow for the minutes, or refusing these data."""
     slow = [{"method": name, "minutes": left, "reason": ""} for name, left in plan.not_run.items()]
     return slow + [{"method": name, "minutes": None, "reason": reason} for name, reason in plan.refused.items()]
+
+
+def looked_at(data: Data, watch: Progress) -> list[str]:
+    """The quick part of `medtame check` as sentences. Raises DataError where an image cannot be read."""
+    found = quick_check.quick(
+        data.samples, data.split, task=catalogue.name_of(data.task), watch=lambda done, of: watch("looking at the images", done, of)
+    )
+    broken = next((one for one in found.findings if one.code == "unreadable"), None)
+    if broken is not None:
+        raise DataError(f"{broken.message}: {', '.join(broken.images[:5])}; {broken.mend}")
+    return [f"{one.message} ({one.mend})" for one in found.findings if one.severity != "info"]
 
 
 def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder], watch: Callable[[int, int], None]) -> list[Encoder]:

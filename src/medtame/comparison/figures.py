@@ -13,8 +13,9 @@ import numpy as np
 from medtame.comparison import curves
 from medtame.comparison.grid import Outcome, Shots
 from medtame.comparison.table import Resampling
+from medtame.metrics.bins import equal_mass_bins
 from medtame.metrics.intervals import TwoWay, resampled_draws
-from medtame.metrics.statistic import Auroc, AveragePrecision, BalancedAccuracy, Calibration, MacroAuroc, Ratio, Statistic, equal_mass_bins
+from medtame.metrics.statistic import Auroc, AveragePrecision, BalancedAccuracy, Calibration, MacroAuroc, Ratio, Statistic
 from medtame.types import Array
 
 BINS, IN_A_BIN = 15, 5  # at most, at least

@@ -21,7 +21,7 @@ from medtame.comparison.grid import Grid, Outcome, Shots
 from medtame.comparison.table import Resampling
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.report import html, model_card
-from medtame.report.record import checked
+from medtame.report.record import checked, finite
 from medtame.run import Run, identity
 from medtame.types import Encoder
 
@@ -88,12 +88,8 @@ def details(
 def about_encoder(encoder: Encoder) -> dict[str, Any]:
     """What its card says, and the engine that encoded these images with the cosine to the plain one."""
     card, engine = getattr(encoder, "card", None), getattr(encoder, "engine", None)
-    said = {} if card is None else {"medical_text": card.medical_text, "notes": card.notes}
-    if engine:
-        said["engine"] = (
-            f"{engine['engine']}, smallest cosine to the plain engine {engine['cosine']:.6f}" if engine["cosine"] else engine["engine"]
-        )
-    return said
+    said = {} if card is None else {"medical_text": card.medical_text, "notes": card.notes, "licence": card.licence}
+    return said | ({"engine": finite(engine)} if engine else {})
 
 
 def metrics(outcomes: Sequence[Outcome], resampling: Resampling) -> dict[str, dict[str, Any]]:
@@ -187,7 +183,7 @@ def card(run: Run, record: Mapping[str, Any], folder: Path) -> None:
             "learning": run.method.learning,
             "settings": catalogue.settings_of(run.method),
             "papers": list(run.method.papers),
-            "encoder": {**identity(run.encoder), **about_encoder(run.encoder)},
+            "encoder": identity(run.encoder) | about_encoder(run.encoder),
             "data": run.about.get("data", {}),
             "stores_support_rows": run.method.stores_support,
             "metrics": details.get("metrics", {}).get(name) or record.get("metrics", {}),

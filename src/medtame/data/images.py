@@ -1,72 +1,57 @@
 """One image, named but not yet read, and the intensity convention.
 
 Intensities: 8-bit is divided by 255; 16-bit and float run from their 0.5 to their 99.5 percentile; DICOM follows its window
-where it has one, after slope and intercept; MONOCHROME1 is inverted. Palette and CMYK become RGB, alpha lies on black, grey
-keeps one channel, EXIF rotation is applied.
+where it has one, after slope and intercept; MONOCHROME1 is inverted. A named window (`windows`) takes the place of both, except
+for 8-bit images and colours. Palette and CMYK become RGB, alpha lies on black, grey keeps one channel, EXIF rotation is applied.
+16 bits a channel are kept for RGB in PNG and TIFF, not with alpha or EXIF rotation, where Pillow gives the upper eight.
 
-Slices: DICOM with several frames gives the middle one (number n // 2); NIfTI the middle slice of its third axis, of the first
-time point, with stored axes and no flips: `data[:, :, k].T`, so the first axis runs along the columns. TIFF and GIF give their
-first page. `frame` chooses another, counted from 0.
+Slices: DICOM with several frames gives the middle one (number n // 2); NIfTI, NRRD and MHA the middle slice of the third axis, of
+the first time point, with stored axes and no flips: `data[:, :, k].T`, so the first axis runs along the columns. TIFF and GIF
+give their first page. `frame` chooses another, counted from 0.
+
+PNG, JPEG, TIFF, BMP and GIF are read here; all others, and what may hang or crash a decoder, in the process of `worker`.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
-from PIL import Image, ImageOps
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from PIL import Image, ImageFile, ImageOps
 
-from medtame.data import dicom
+from medtame.data import decode, windows
+from medtame.data.dicom import may_be_dicom
+from medtame.data.intensity import scaled
+from medtame.data.text_headers import data_file
+from medtame.data.worker import DAMAGED, MAX_PIXELS, Kind, worker
 from medtame.errors import ImageError
 from medtame.types import Array, Geometry
 
-CONVENTION = "1"  # part of every digest: raise it when `array` changes for any file
-LOW_PERCENT, HIGH_PERCENT = 0.5, 99.5
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom", ".ima", ".nii", ".nii.gz")
+CONVENTION = "2"  # part of every digest: raise it when `array` changes for any file
+_VOLUMES = (".nrrd", ".mha", ".mhd")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".dcm", ".dicom", ".ima", ".nii", ".nii.gz", *_VOLUMES)
+_ORIENTATION = 274  # the EXIF tag
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")  # no others: Pillow would hand an EPS file to Ghostscript
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-_DAMAGED = (  # what Pillow, pydicom and nibabel raise on broken bytes
-    OSError,
-    EOFError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-    InvalidDicomError,
-    BytesLengthException,
-)
 
 
 @dataclass(frozen=True)
 class FilePicture:
-    """An image file. `name` is what tables and messages show; `frame` chooses a frame, page or slice, from 0."""
+    """An image file. `name` is what tables and messages show; `frame` chooses a frame, page or slice, from 0.
+
+    `window` is an intensity window by name (`windows.named`); none means the file's own. Raises UnknownNameError.
+    """
 
     path: Path
     name: str
     frame: int | None = None
+    window: str = ""
+
+    def __post_init__(self) -> None:
+        windows.named(self.window)
 
     def array(self) -> Array:
         """(H, W, C) float32 in 0..1 after the intensity convention; C is 1 or 3. Raises ImageError."""
@@ -75,17 +60,29 @@ class FilePicture:
     def read(self) -> Array:
         """`array`, but uint8 in 0..255 where the image was stored in 8 bits. Raises ImageError."""
         with _reading(self.path, self.name):
-            kind = _kind(self.path)
+            kind, window = _kind(self.path), windows.named(self.window)
             if kind == "dicom":
-                pixels, done = dicom.shown(self.path, self.frame)
-                return _three_axes(pixels if done or pixels.dtype == np.uint8 else scaled(pixels))
-            pixels = _nifti_slice(self.path, self.frame) if kind == "nifti" else _pillow_array(self.path, self.frame)
-            return _three_axes(pixels if pixels.dtype == np.uint8 else scaled(pixels))
+                own_window = self.window in ("", windows.FILES_OWN)
+                said, pixels = worker().pixels(kind, "shown", self.path, frame=self.frame, own_window=own_window)
+                if said["unit"]:
+                    return _three_axes(1 - pixels if said["inverted"] else pixels)
+                return _three_axes(_seen(pixels, window if pixels.ndim == 2 else None, inverted=said["inverted"]))
+            if kind is not None:
+                return _three_axes(_seen(worker().pixels(kind, "stored", self.path, frame=self.frame)[1], window))
+            plain = decode.plain(self.path) if self.frame is None else None
+            if plain is not None:
+                return plain
+            pixels, inverted = _pillow_array(self.path, self.frame)
+            return _three_axes(_seen(pixels, window, inverted=inverted))
 
     def frames(self) -> int:
         """How many frames, pages or slices `frame` may choose from. Raises ImageError."""
         with _reading(self.path, self.name):
-            return 1
+            kind = _kind(self.path)
+            if kind is not None:
+                return int(worker().ask(kind, "frames", self.path)[0]["frames"])
+            with _page(self.path, None) as image:
+                return int(getattr(image, "n_frames", 1))
 
     def values(self) -> Array:
         """(H, W) the stored numbers: palette indices, labels, instance numbers. DICOM is raw, NIfTI after its slope.
@@ -94,18 +91,21 @@ class FilePicture:
         """
         with _reading(self.path, self.name):
             kind = _kind(self.path)
-            if kind == "dicom":
-                return _one_channel(dicom.stored(self.path, self.frame))
-            if kind == "nifti":
-                return _one_channel(_nifti_slice(self.path, self.frame))
+            if kind is not None:
+                return _one_channel(worker().pixels(kind, "stored", self.path, frame=self.frame)[1])
             with _pillow(self.path, self.frame) as image:
                 return _one_channel(np.asarray(image), alpha=image.mode in ("LA", "La", "PA", "RGBA", "RGBa"))
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the file's bytes and of how they are read."""
-        with _reading(self.path, self.name), self.path.open("rb") as file:
-            hasher = hashlib.sha256(f"medtame {CONVENTION} {_kind(self.path)} {self.frame}\n".encode())
-            return hashlib.file_digest(file, lambda: hasher).hexdigest()
+        """SHA-256, in hexadecimal, of the file's bytes (for .mhd, its data file's too) and of how they are read."""
+        with _reading(self.path, self.name):
+            kind = _kind(self.path)
+            how = f"medtame {CONVENTION} {kind} {self.frame} {self.window or windows.FILES_OWN}\n"
+            hasher = hashlib.sha256(how.encode())
+            for path in dict.fromkeys((self.path, data_file(self.path) if kind == "volumes" else self.path)):
+                with path.open("rb") as file:
+                    hashlib.file_digest(file, lambda: hasher)
+            return hasher.hexdigest()
 
     def geometry(self) -> Geometry:
         """Size as `array` has it. The affine takes (column, row, slice) of this one slice to millimetres, in RAS.
@@ -114,12 +114,17 @@ class FilePicture:
         """
         with _reading(self.path, self.name):
             kind = _kind(self.path)
-            if kind == "dicom":
-                return dicom.geometry(self.path, self.frame)
-            if kind == "nifti":
-                return _nifti_geometry(self.path, self.frame)
-            with _pillow(self.path, self.frame) as image:
-                return Geometry(height=image.height, width=image.width)
+            if kind is None:
+                with _pillow(self.path, self.frame) as image:
+                    return Geometry(height=image.height, width=image.width)
+            said, _ = worker().ask(kind, "geometry", self.path, frame=self.frame)
+            spacing, affine = said["spacing_mm"], said["affine"]
+            return Geometry(
+                height=said["height"],
+                width=said["width"],
+                spacing_mm=None if spacing is None else (spacing[0], spacing[1]),
+                affine=None if affine is None else tuple(map(tuple, affine)),
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,29 +176,14 @@ def unit(pixels: Array) -> Array:
     return (pixels / np.float32(255)).astype(np.float32) if pixels.dtype == np.uint8 else pixels
 
 
-def scaled(pixels: Array) -> Array:
-    """The intensity convention for plain numbers: float32 in 0..1, same shape. NaN counts as the lowest value.
-
-    Raises ImageError where no number is finite. A constant 16-bit or float image becomes zeros.
-    """
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.float32)
+def _seen(pixels: Array, window: windows.Window | None, *, inverted: bool = False) -> Array:
+    """Stored numbers as they are to be seen, same shape: uint8 stays uint8, others go through the window or the convention."""
     if pixels.dtype == np.uint8:
-        return (pixels / np.float32(255)).astype(np.float32)
-    numbers = pixels.astype(np.float64)
-    finite = np.isfinite(numbers)
-    if not finite.any():
-        raise ImageError("it holds no number, only NaN")
-    if not finite.all():
-        lowest, highest = numbers[finite].min(), numbers[finite].max()
-        numbers = np.nan_to_num(numbers, nan=lowest, neginf=lowest, posinf=highest)
-    low, high = np.percentile(numbers[finite], (LOW_PERCENT, HIGH_PERCENT))
-    if low == high:  # almost constant: what little differs is kept
-        low, high = numbers.min(), numbers.max()
-    if low == high:
-        return np.zeros(pixels.shape, dtype=np.float32)
-    between: Array = np.clip((numbers - low) / (high - low), 0, 1).astype(np.float32)
-    return between
+        return 255 - pixels if inverted else pixels
+    if window is None or pixels.dtype == np.bool_:
+        return scaled(pixels, inverted=inverted)
+    seen = window.unit(pixels)
+    return 1 - seen if inverted else seen
 
 
 @contextmanager
@@ -208,17 +198,24 @@ def _reading(path: Path, name: str) -> Iterator[None]:
     except PermissionError:
         raise ImageError(f"{name} cannot be read: no permission") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name} cannot be read: it claims more than {dicom.MAX_PIXELS} pixels") from None
-    except _DAMAGED:
+        raise ImageError(f"{name} cannot be read: it claims more than {MAX_PIXELS} pixels") from None
+    except DAMAGED:
         empty = path.is_file() and path.stat().st_size == 0
-        reason = "the file is empty" if empty else "it is damaged, cut short, or no PNG, JPEG, TIFF, BMP, GIF, DICOM or NIfTI image"
+        known = "PNG, JPEG, TIFF, BMP, GIF, DICOM, NIfTI, NRRD or MHA"
+        reason = "the file is empty" if empty else f"it is damaged, cut short, or no {known} image"
         raise ImageError(f"{name} cannot be read: {reason}") from None
 
 
-def _kind(path: Path) -> str:
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+def _kind(path: Path) -> Kind | None:
+    """Which reader of the worker a file needs; None for those that Pillow reads."""
+    if path.exists() and not path.is_file():
+        raise ImageError("it is a folder or a device, no file")
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
         return "nifti"
-    return "dicom" if dicom.is_dicom(path) else "picture"
+    if name.endswith(_VOLUMES):
+        return "volumes"
+    return "dicom" if may_be_dicom(path) else None
 
 
 def _three_axes(pixels: Array) -> Array:
@@ -245,90 +242,52 @@ def _one_channel(pixels: Array, *, alpha: bool = False) -> Array:
 @contextmanager
 def _pillow(path: Path, frame: int | None) -> Iterator[Image.Image]:
     """The opened page, upright."""
-    with Image.open(path, formats=_FORMATS) as image:
-        if frame is not None:
-            count = getattr(image, "n_frames", 1)
-            if not 0 <= frame < count:
-                raise ImageError(f"it has {count} pages, numbered from 0, and none is number {frame}")
-            image.seek(frame)
+    with _page(path, frame) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         yield image
 
 
-def _pillow_array(path: Path, frame: int | None) -> Array:
-    """(H, W) or (H, W, 3), 8-bit unless grey and deeper."""
+@contextmanager
+def _page(path: Path, frame: int | None) -> Iterator[ImageFile.ImageFile]:
+    """The opened page, its pixels not yet read."""
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ImageError(f"it claims more than {MAX_PIXELS} pixels")
+        if frame is not None:
+            count = getattr(image, "n_frames", 1)
+            if not 0 <= frame < count:
+                raise ImageError(f"it has {count} pages, numbered from 0, and none is number {frame}")
+            image.seek(frame)
+        parts = [tile.extents for tile in image.tile if tile.extents is not None] if image.format == "TIFF" else []
+        if parts and sum((right - left) * (lower - upper) for left, upper, right, lower in parts) < image.width * image.height:
+            raise ImageError("it claims more rows than it holds")
+        yield image
+
+
+def _pillow_array(path: Path, frame: int | None) -> tuple[Array, bool]:
+    """(H, W) or (H, W, 3), 8-bit unless deeper, and whether high is dark."""
+    with _page(path, frame) as image:
+        deep = image.mode == "RGB" and "RGB;16" in str(image.tile)
+        colours = _deep_colours(path, frame, image.size) if deep and image.getexif().get(_ORIENTATION, 1) == 1 else None
+        if colours is not None:
+            return colours, False
     with _pillow(path, frame) as image:
         if image.mode.startswith(("I", "F")):
-            pixels = np.asarray(image)
             white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0  # Pillow inverts 8-bit TIFF itself, deeper ones not
-            return -pixels.astype(np.float64) if white_is_zero else pixels
+            return np.asarray(image), white_is_zero
         if image.has_transparency_data:
             grey = image.mode in ("1", "L", "LA", "La")
-            layered = np.asarray(image.convert("LA" if grey else "RGBA")).astype(np.float64)
-            on_black = np.rint(layered[..., :-1] * layered[..., -1:] / 255).astype(np.uint8)
-            return on_black[..., 0] if grey else on_black
-        return np.asarray(image if image.mode in ("1", "L", "RGB") else image.convert("RGB"))
+            layered = np.asarray(image.convert("LA" if grey else "RGBA"))
+            on_black = ((layered[..., :-1].astype(np.uint16) * layered[..., -1:] + 127) // 255).astype(np.uint8)
+            return on_black[..., 0] if grey else on_black, False
+        return np.asarray(image if image.mode in ("1", "L", "RGB") else image.convert("RGB")), False
 
 
-# ---- NIfTI ----------------------------------------------------------------------------------------------------
-
-
-def _nifti(path: Path, frame: int | None) -> tuple[Any, int]:
-    """The opened volume, checked to be whole, and the number of the slice."""
-    volume: Any = nibabel.load(path, mmap=False)
-    shape = volume.shape
-    if len(shape) < 2 or 0 in shape:
-        raise ImageError(f"it has the shape {shape}, no slice")
-    if shape[0] * shape[1] > dicom.MAX_PIXELS:
-        raise ImageError(f"it claims more than {dicom.MAX_PIXELS} pixels")
-    depth = shape[2] if len(shape) > 2 else 1
-    index = depth // 2 if frame is None else frame
-    if not 0 <= index < depth:
-        raise ImageError(f"it has {depth} slices, numbered from 0, and none is number {index}")
-    _check_length(path, volume.dataobj.offset + math.prod(shape) * volume.dataobj.dtype.itemsize)
-    return volume, index
-
-
-def _check_length(path: Path, needed: int) -> None:
-    """Refuse a volume cut short. A gzip file tells its length in its last four bytes; in doubt it is read to the end."""
-    if path.suffix.lower() != ".gz":
-        held = path.stat().st_size
-    else:
-        with path.open("rb") as file:
-            file.seek(-4, 2)
-            if struct.unpack("<I", file.read(4))[0] == needed % 2**32:
-                return
-        with gzip.open(path) as file:
-            held = sum(len(block) for block in iter(lambda: file.read(1 << 20), b""))
-    if held < needed:
-        raise ImageError("it is cut short")
-
-
-def _nifti_slice(path: Path, frame: int | None) -> Array:
-    """(H, W), or (H, W, 3) for stored RGB: `data[:, :, k].T` of the first time point, after slope and intercept."""
-    volume, index = _nifti(path, frame)
-    extra = len(volume.shape) - 3
-    where = (slice(None), slice(None)) if extra < 0 else (slice(None), slice(None), index, *[0] * extra)
-    data = np.asarray(volume.dataobj[where])
-    if data.dtype.names:
-        return np.stack([data[channel].T for channel in data.dtype.names[:3]], -1)
-    if np.iscomplexobj(data):
-        raise ImageError("it holds complex numbers; save their magnitude")
-    return np.ascontiguousarray(data.T)
-
-
-def _nifti_geometry(path: Path, frame: int | None) -> Geometry:
-    volume, index = _nifti(path, frame)
-    unit = _MILLIMETRES.get(volume.header.get_xyzt_units()[0], 1.0)
-    column_mm, row_mm = (float(zoom) * unit for zoom in volume.header.get_zooms()[:2])
-    affine = np.array(volume.affine, dtype=np.float64)
-    affine[:3, 3] += affine[:3, 2] * index
-    affine[:3] *= unit
-    known = column_mm > 0 and row_mm > 0
-    return Geometry(
-        height=volume.shape[1],
-        width=volume.shape[0],
-        spacing_mm=(row_mm, column_mm) if known else None,
-        affine=tuple(tuple(float(number) for number in row) for row in affine),
-    )
+def _deep_colours(path: Path, frame: int | None, size: tuple[int, int]) -> Array | None:
+    """(H, W, 3) uint16; None where SimpleITK gives no such pixels, as of tiled TIFF."""
+    try:
+        _, pixels = worker().pixels("volumes", "deep_colours", path, page=frame or 0)
+    except (ImageError, ValueError):
+        return None
+    return pixels if pixels.dtype == np.uint16 and pixels.shape == (size[1], size[0], 3) else None

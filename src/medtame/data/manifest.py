@@ -1,203 +1,155 @@
-"""Manifests: a CSV, TSV or Parquet table, or a folder with one sub-folder a class. All bad rows are told in one error."""
+"""Manifests: the table of a data set in any of its forms, checked. All bad rows are told in one error, which is one line.
+
+| given | becomes |
+|---|---|
+| CSV, TSV, Parquet, JSON, JSONL | a row a line, row, or object; columns by name |
+| COCO JSON | a row a box or caption (`readers.coco`) |
+| MONAI/Decathlon `dataset.json` | a row an image, or an image and structure (`readers.decathlon`) |
+| a folder with `dataset.json` | nnU-Net: a row a case and structure (`readers.nnunet`), else as above |
+| a folder with `metadata.csv`, `.jsonl`, `.parquet` | Hugging Face imagefolder (`readers.image_folder`) |
+| a folder with `sub-01`, … | BIDS: a row an anatomical image (`readers.bids`) |
+| any other folder | a class a sub-folder; DICOM files are joined to series, a row each (`readers.class_folder`) |
+"""
 
 from __future__ import annotations
 
-import csv
 import math
-import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-from pyarrow import parquet
 
-from medtame.data import dicom, images
+from medtame.data import images
+from medtame.data.readers import bids, class_folder, decathlon, delimited, image_folder, json_lines, nnunet, parquet, walk
+from medtame.data.readers.paths import Finder
+from medtame.data.readers.table import Fault, Table, each, listed, nfc, quoted, told
+from medtame.data.readers.walk import TABLES, is_image
 from medtame.data.samples import ManifestSamples
+from medtame.data.series import LabelPicture, SeriesPicture, headers, scan
 from medtame.data.splits import groups_of
 from medtame.errors import DataError, UnknownNameError
+
+__all__ = ["STANDARD_COLUMNS", "TABLES", "images_below", "is_image", "is_manifest", "read"]
 
 IMAGE_COLUMNS = ("image", "fixed", "moving")
 PATH_COLUMNS = (*IMAGE_COLUMNS, "mask", "instances", "fov", "moving_labels", "fixed_labels", "moving_landmarks", "fixed_landmarks")
 BOX_COLUMNS = ("xmin", "ymin", "xmax", "ymax")
-TEXT_COLUMNS = ("label", "labels", "text", "caption", "findings", "impression", "question", "answer", "answer_type", "prompt")
+REPORT_COLUMNS = ("text", "caption", "findings", "impression")
+TEXT_COLUMNS = ("label", "labels", *REPORT_COLUMNS, "question", "answer", "answer_type", "prompt")
 PERSON_COLUMNS = ("patient", "case", "study", "group", "lesion", "site", "sex", "age", "split")
 STANDARD_COLUMNS = (*PATH_COLUMNS, *BOX_COLUMNS, *TEXT_COLUMNS, *PERSON_COLUMNS)
-SPLIT_FOLDERS = {"train", "val", "test"}
-SHOWN = 20
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Cells as text, empty ones None, and where each row stands in its file."""
-
-    columns: dict[str, list[str | None]]
-    places: Sequence[str]
-    notes: tuple[str, ...] = ()
+NAMED_COLUMNS = ("label", "labels", "prompt")  # whose values are names that stand for one thing each
+_FORMS = "a .csv, .tsv, .parquet, .json or .jsonl file, or a folder (a class a sub-folder, DICOM series, nnU-Net, BIDS)"
 
 
 def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Path | str | None = None) -> ManifestSamples:
     """The samples of a manifest, checked: every path is there, boxes and ages are numbers.
 
     Args:
-        path: CSV, TSV or Parquet (UTF-8), or a folder with one sub-folder a class, also below `train`, `val` and `test`.
+        path: a table or a folder, as the table at the top of this module says.
         columns: standard name = yours. Yours wins over a column that already has the standard name.
-        root: what relative paths start from; by default the manifest's folder.
+        root: what relative paths start from, and may not leave; by default the manifest's folder. For a folder: one that holds it.
 
-    Text is stripped and NFC; an empty cell is None. Box corners (pixels) and age become floats.
+    Text is stripped and NFC; an empty cell is None. Box corners (pixels) and age become floats. A DICOM series becomes a
+    `SeriesPicture`, a structure of a label map a `LabelPicture`. Rows whose box has no area are left out, and a note names them.
     Raises DataError, which lists all bad rows with their lines, and UnknownNameError for a column that is not there.
     """
     path = Path(path)
     if path.is_dir():
-        table, base = _folder(path), path
+        try:
+            found = _folder(path)
+        except OSError as error:
+            raise DataError(f"{path.name} cannot be listed ({error.strerror}): check its permissions and links") from None
+        table, base = _below(found, path, root)
     elif path.is_file():
-        table, base = _file(path), path.parent
+        table, base = _file(path), path.parent if root is None else Path(root)
     else:
-        raise DataError(f"{path} is not there: give a CSV, TSV or Parquet file, or a folder with one sub-folder a class")
-    base = base if root is None else Path(root)
+        raise DataError(f"{path} is not there: give {_FORMS}")
     if not base.is_dir():
-        raise DataError(f"the root {base} is not a folder")
+        raise DataError(f"the root {base} is not a folder: give the folder that the paths start from")
     if not table.places:
-        raise DataError(f"{path.name} has no rows")
+        raise DataError(f"{path.name} has no rows: write at least one below the header")
     table = replace(table, columns=_mapped(table.columns, columns or {}))
     _check_columns(path.name, table.columns)
-    values, faults = _checked(table, base)
+    values, faults, found_notes = _checked(table, base)
     if faults:
-        raise DataError(_told(path.name, faults, table))
-    unlabelled = sum(label is None for label in values.get("label", ()))
-    notes = (*table.notes, *([f"{unlabelled} of {len(table.places)} rows have no label."] if unlabelled else []))
-    samples = ManifestSamples(values, np.arange(len(table.places)), base, notes)
+        raise DataError(told(path.name, faults, table.places))
+    values, places, box_notes = _with_area(values, table.places)
+    if not places:
+        raise DataError(f"{path.name} has no rows but boxes without area: write xmin, ymin, xmax, ymax in pixels")
+    notes = (*table.notes, *found_notes, *box_notes, *_remarks(values, places))
+    samples = ManifestSamples(values, np.arange(len(places)), base, notes)
     groups, sentence = groups_of(samples)
     return replace(samples, groups=groups, notes=(*notes, sentence))
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a table by its name."""
+    return path.suffix.lower() in TABLES
 
 
-def _file(path: Path) -> _Table:
+def images_below(folder: Path) -> list[str | SeriesPicture]:
+    """Every image below a folder, without labels: absolute paths, and DICOM series of several files joined to one picture."""
+    folder = folder.absolute()
+    found = [file for file in walk.files(folder) if is_image(file)]
+    joined = class_folder.series_names(scan(headers(file for file in found if walk.is_dicom(file))).series, folder)
+    series = [SeriesPicture(paths, name) if len(paths) > 1 else str(paths[0]) for name, paths in joined.items()]
+    return [*(str(file) for file in found if not walk.is_dicom(file)), *series]
+
+
+# ---- which reader ---------------------------------------------------------------------------------------------
+
+
+def _file(path: Path) -> Table:
     suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return delimited.read(path)
     if suffix == ".parquet":
-        return _parquet(path)
-    if suffix not in (".csv", ".tsv"):
-        raise DataError(f"{path.name} is no manifest: give a .csv, .tsv or .parquet file, or a folder with one sub-folder a class")
-    try:
-        return _csv(path, suffix)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path.name} cannot be read as a table: {error}") from None
+        return parquet.read(path)
+    if suffix not in TABLES:
+        raise DataError(f"{path.name} is no manifest: give {_FORMS}")
+    if path.name == "dataset.json" and nnunet.fits(content := json_lines.loaded(path)):
+        return nnunet.read(path.parent, content)
+    return json_lines.read(path)
 
 
-def _csv(path: Path, suffix: str) -> _Table:
-    """Cells stay text: no guess turns the patient 007 into 7, or the label NA into nothing."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        file.seek(0)
-        semicolons = suffix == ".csv" and ";" in first and "," not in first
-        reader = csv.reader(file, delimiter="\t" if suffix == ".tsv" else ";" if semicolons else ",", strict=True)
-        header = [_text(cell) or "" for cell in next(reader, [])]
-        _check_header(path.name, header)
-        rows, lines, faults, start = [], [], [], reader.line_num + 1
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                rows.append(row)
-                lines.append(start)
-                if len(row) != len(header):
-                    faults.append((len(rows) - 1, f"{len(row)} cells, but the header has {len(header)}"))
-            start = reader.line_num + 1
-    places = [f"line {line}" for line in lines]
-    if faults:
-        raise DataError(_told(path.name, faults, _Table({}, places)))
-    cells = list(zip(*rows, strict=True)) if rows else [()] * len(header)
-    named = {name: [cell.strip() or None for cell in column] for name, column in zip(header, cells, strict=True) if name}
-    unnamed = header.count("")
-    notes = [f"{unnamed} unnamed column(s) were left out."] if unnamed else []
-    notes += ["Columns are separated by semicolons."] if semicolons else []
-    return _Table(named, places, tuple(notes))
+def _folder(folder: Path) -> Table:
+    described = folder / "dataset.json"
+    if described.is_file():
+        content = json_lines.loaded(described)
+        if nnunet.fits(content):
+            return nnunet.read(folder, content)
+        if isinstance(content, dict) and decathlon.fits(content):
+            return decathlon.read(described.name, content)
+        raise DataError(
+            f"{folder.name}/dataset.json has neither lists (training, validation, test) nor nnU-Net's keys (channel_names, labels, "
+            "file_ending): add them, or move the file away to read the sub-folders as classes"
+        )
+    if image_folder.metadata(folder):
+        return image_folder.read(folder)
+    return bids.read(folder) if bids.fits(folder) else class_folder.read(folder)
 
 
-def _parquet(path: Path) -> _Table:
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path.name} cannot be read as Parquet ({type(error).__name__})") from None
-    header = [_text(name) or "" for name in table.column_names]
-    _check_header(path.name, header)
-    named = {name: [_written(value) for value in table.column(place).to_pylist()] for place, name in enumerate(header)}
-    return _Table(named, [f"row {row + 1}" for row in range(table.num_rows)])
-
-
-def _written(value: Any) -> str | None:
-    """A typed value as a CSV would hold it: 1.0 is 1, NaN is empty."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)).strip() or None
-
-
-def _text(cell: str | None) -> str | None:
-    return (unicodedata.normalize("NFC", cell).strip() or None) if cell is not None else None
-
-
-def _check_header(name: str, header: Sequence[str]) -> None:
-    if not any(header):
-        raise DataError(f"{name} is empty: its first line must name the columns")
-    double = [column for column, count in Counter(header).items() if count > 1 and column]
-    if double:
-        raise DataError(f"{name} has more than one column called {', '.join(map(repr, double))}: rename all but one")
-
-
-# ---- a folder a class -----------------------------------------------------------------------------------------
-
-
-def _folder(folder: Path) -> _Table:
-    """Images below a sub-folder, at any depth, have its name as their label."""
-    tables = sorted(entry.name for entry in folder.iterdir() if entry.suffix.lower() in (".csv", ".tsv", ".parquet"))
-    if tables:
-        raise DataError(f"{folder.name} holds {tables[0]}: give that file, or move it away to read the sub-folders as classes")
-    parts = _subfolders(folder)
-    by_split = bool(parts) and {part.name.casefold() for part in parts} <= SPLIT_FOLDERS and any(map(_subfolders, parts))
-    classes = [below for part in parts for below in _subfolders(part)] if by_split else parts
-    cells: dict[str, list[str | None]] = {name: [] for name in ("image", "label", *(["split"] if by_split else []))}
-    taken: set[Path] = set()
-    for below in classes:
-        for file in _files(below):
-            if is_image(file):
-                taken.add(file)
-                cells["image"].append(file.relative_to(folder).as_posix())
-                cells["label"].append(_text(below.name))
-                if by_split:
-                    cells["split"].append(below.parent.name.casefold())
-    ignored = [file.relative_to(folder).as_posix() for file in _files(folder) if file not in taken]
-    if not cells["image"]:
-        raise DataError(f"{folder.name} has no image in a sub-folder: give a manifest, or a folder with one sub-folder a class")
-    more = f" and {len(ignored) - 3} more" if len(ignored) > 3 else ""
-    notes = (f"Ignored, no images below a class: {', '.join(ignored[:3])}{more}.",) if ignored else ()
-    return _Table(cells, [f"file {name}" for name in cells["image"]], notes)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__MACOSX")))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below, hidden ones left out, in the order of their names."""
-    yield from sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    for below in _subfolders(folder):
-        yield from _files(below)
-
-
-def is_image(file: Path) -> bool:
-    return file.name.lower().endswith(images.SUFFIXES) or (not file.suffix and dicom.is_dicom(file))
+def _below(table: Table, folder: Path, root: Path | str | None) -> tuple[Table, Path]:
+    """The table of a folder with its paths from the root: the folder itself, or one above it."""
+    if root is None or Path(root).absolute() == folder.absolute() or not Path(root).is_dir():
+        return table, folder if root is None else Path(root)
+    if not folder.absolute().is_relative_to(Path(root).absolute()):
+        raise DataError(f"the root {root} does not hold the folder {folder}: leave --root out, or give a folder above")
+    way = folder.absolute().relative_to(Path(root).absolute())
+    moved = {
+        name: [cell if cell is None else (way / cell).as_posix() for cell in cells] if name in PATH_COLUMNS else cells
+        for name, cells in table.columns.items()
+    }
+    return replace(table, columns=moved, series={(way / name).as_posix(): paths for name, paths in table.series.items()}), Path(root)
 
 
 # ---- names and rows -------------------------------------------------------------------------------------------
 
 
-def _mapped(columns: dict[str, list[str | None]], names: Mapping[str, str]) -> dict[str, list[str | None]]:
+def _mapped(columns: Mapping[str, Sequence[str | None]], names: Mapping[str, str]) -> dict[str, list[str | None]]:
     """Standard names first; a column keeps its own name beside the standard one.
 
     Text becomes NFC; paths keep their code points, for a file name on disk may not be NFC.
@@ -207,41 +159,57 @@ def _mapped(columns: dict[str, list[str | None]], names: Mapping[str, str]) -> d
             raise UnknownNameError("standard column", standard, STANDARD_COLUMNS)
         if yours not in columns:
             raise UnknownNameError("column of the manifest", yours, columns)
+        twice = [other for other, column in names.items() if column == yours]
+        if len(twice) > 1:
+            raise DataError(f"the column {yours!r} is mapped to {' and to '.join(twice)}: give each standard name a column of its own")
     source = dict(names) | {name: name for name in columns if name not in names}
-    return {name: columns[yours] if name in PATH_COLUMNS else [_text(cell) for cell in columns[yours]] for name, yours in source.items()}
+    return {name: list(columns[yours]) if name in PATH_COLUMNS else each(nfc, columns[yours]) for name, yours in source.items()}
 
 
 def _check_columns(name: str, columns: Mapping[str, Sequence[str | None]]) -> None:
     found = [column for column in IMAGE_COLUMNS if column in columns]
     if not found:
-        like = next((column for column, values in columns.items() if str(values[0]).lower().endswith(images.SUFFIXES)), next(iter(columns)))
-        raise DataError(f"{name} has no column 'image'; it has {', '.join(columns)}. Name yours: --columns image={like}")
+        like = next((column for column, values in columns.items() if str(values[0]).lower().endswith(images.SUFFIXES)), None)
+        if like is None and any(column in columns for column in REPORT_COLUMNS):
+            return
+        like = like or next(iter(columns), "YOURS")
+        raise DataError(f"{name} has no column 'image'; it has {', '.join(columns) or 'none'}. Name yours: --columns image={like}")
     if ("fixed" in found) != ("moving" in found):
         other = "moving" if "fixed" in found else "fixed"
         raise DataError(f"{name} has a column {found[-1]!r} but none called {other!r}. Name yours: --columns {other}=YOURS")
     corners = [column for column in BOX_COLUMNS if column in columns]
     if 0 < len(corners) < len(BOX_COLUMNS):
-        raise DataError(f"{name} has only {', '.join(corners)} of a box; it needs {', '.join(BOX_COLUMNS)}")
+        absent = next(column for column in BOX_COLUMNS if column not in corners)
+        raise DataError(
+            f"{name} has only {', '.join(corners)} of a box; it needs {', '.join(BOX_COLUMNS)}. Name yours: --columns {absent}=YOURS"
+        )
 
 
-def _checked(table: _Table, root: Path) -> tuple[dict[str, list[Any]], list[tuple[int, str]]]:
-    """The columns with their types, and (row, what is wrong). Values of a person are never in a message."""
-    faults = [fault for name in PATH_COLUMNS if name in table.columns for fault in _path_faults(name, table.columns[name], root)]
-    values: dict[str, list[Any]] = dict(table.columns)
+def _checked(table: Table, root: Path) -> tuple[dict[str, list[Any]], list[Fault], list[str]]:
+    """The columns with their types, what is wrong, and notes. Values of a person are never in a message."""
+    values: dict[str, list[Any]] = {name: list(cells) for name, cells in table.columns.items()}
+    faults: list[Fault] = []
+    notes: list[str] = []
+    finder, respelled = Finder(root), 0
+    for name in PATH_COLUMNS:
+        if name in values:
+            checked = finder.column(name, values[name], image=name in IMAGE_COLUMNS, series=table.series)
+            values[name] = list(checked.cells)
+            faults, notes, respelled = faults + checked.faults, notes + checked.notes, respelled + checked.respelled
+    if respelled:
+        notes.append(f"{respelled} file name(s) differ from the manifest only in their Unicode form and were found.")
+    if table.mask_values is not None and not faults:
+        pairs = zip(values["mask"], table.mask_values, strict=True)
+        values["mask"] = [cell if cell is None or chosen is None else LabelPicture(root / cell, cell, chosen) for cell, chosen in pairs]
     for name in (*BOX_COLUMNS, "age"):
         if name in values:
-            values[name] = [_number(cell) for cell in table.columns[name]]
-            faults += [
-                (row, f"{name} is not a number") for row, number in enumerate(values[name]) if number is not None and math.isnan(number)
-            ]
+            cells, values[name] = values[name], each(_number, values[name])
+            for row, number in enumerate(values[name]):
+                if number is not None and math.isnan(number):
+                    faults.append(_no_number(row, name, cells[row]))
     if all(name in values for name in BOX_COLUMNS):
-        for row, (xmin, ymin, xmax, ymax) in enumerate(zip(*(values[name] for name in BOX_COLUMNS), strict=True)):
-            given = [corner for corner in (xmin, ymin, xmax, ymax) if corner is not None]
-            if 0 < len(given) < len(BOX_COLUMNS):
-                faults.append((row, "a box with an empty corner"))
-            elif given and (xmax <= xmin or ymax <= ymin):
-                faults.append((row, "a box with xmax <= xmin or ymax <= ymin"))
-    return values, faults
+        faults += _box_faults(*(values[name] for name in BOX_COLUMNS))
+    return values, faults, notes
 
 
 def _number(cell: str | None) -> float | None:
@@ -253,37 +221,84 @@ def _number(cell: str | None) -> float | None:
     return number if number is None or math.isfinite(number) else math.nan
 
 
-def _path_faults(name: str, cells: Sequence[str | None], root: Path) -> Iterator[tuple[int, str]]:
-    """Empty, climbing and missing paths. Each folder is listed once, so many rows cost little."""
-    listed: dict[str, set[str]] = {}
-    for row, cell in enumerate(cells):
-        if cell is None:
-            if name in IMAGE_COLUMNS:
-                yield row, f"{name} is empty"
-            continue
-        plain = os.path.normpath(cell)
-        if not Path(cell).is_absolute() and plain.startswith(os.pardir) and Path(plain).parts[0] == os.pardir:
-            yield row, f"{name} {cell} climbs out of the root"
-            continue
-        folder, file = os.path.split(os.path.normpath(root / plain))
-        if folder not in listed:
-            listed[folder] = _listing(folder)
-        if file not in listed[folder]:
-            yield row, f"{name} {cell} is not there"
+def _no_number(row: int, name: str, cell: str | None) -> Fault:
+    if name in PERSON_COLUMNS:
+        return Fault(row, f"{name} is not a number", f"Write {name} in years as a number, or leave it empty.")
+    return Fault(row, f"{name} {quoted(cell)!r} is not a number", "Write corners in pixels, with a point before decimals.")
 
 
-def _listing(folder: str) -> set[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except OSError:
-        return set()
+def _box_faults(*corners: Sequence[float | None]) -> Iterable[Fault]:
+    for row, (xmin, ymin, xmax, ymax) in enumerate(zip(*corners, strict=True)):
+        if xmin is None or ymin is None or xmax is None or ymax is None:
+            box = (xmin, ymin, xmax, ymax)
+            if box != (None,) * 4:
+                yield Fault(row, f"a box with an empty corner ({BOX_COLUMNS[box.index(None)]})", "Fill all four corners, or none.")
+        elif xmax < xmin or ymax < ymin:
+            told_box = f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
+            yield Fault(row, f"a box with xmax < xmin or ymax < ymin ({told_box})", "Write the smaller corner first.")
 
 
-def _told(name: str, faults: Sequence[tuple[int, str]], table: _Table) -> str:
-    """One line for all bad rows."""
-    ordered = sorted(faults)
-    shown = "; ".join(f"{table.places[row]}: {what}" for row, what in ordered[:SHOWN])
-    more = f"; and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
-    root = " Paths start from the manifest's folder, or from --root." if any("is not there" in what for _, what in ordered) else ""
-    return f"{name} has {len({row for row, _ in faults})} bad row(s): {shown}{more}.{root}"
+def _with_area(values: dict[str, list[Any]], places: Sequence[str]) -> tuple[dict[str, list[Any]], Sequence[str], list[str]]:
+    """Rows whose box is a point or a line are left out, and a note names them."""
+    if not all(name in values for name in BOX_COLUMNS):
+        return values, places, []
+    boxes = zip(*(values[name] for name in BOX_COLUMNS), strict=True)
+    empty = {row for row, (xmin, ymin, xmax, ymax) in enumerate(boxes) if xmin is not None and (xmin == xmax or ymin == ymax)}
+    if not empty:
+        return values, places, []
+    kept = [row for row in range(len(places)) if row not in empty]
+    note = f"{len(empty)} boxes without area were left out: {listed([places[row] for row in sorted(empty)])}."
+    return {name: [cells[row] for row in kept] for name, cells in values.items()}, [places[row] for row in kept], [note]
+
+
+# ---- notes ----------------------------------------------------------------------------------------------------
+
+
+def _remarks(values: Mapping[str, Sequence[Any]], places: Sequence[str]) -> list[str]:
+    """What may be a slip and may be meant."""
+    notes = []
+    unlabelled = sum(label is None for label in values.get("label", ()))
+    if unlabelled:
+        notes.append(f"{unlabelled} of {len(places)} rows have no label.")
+    if not any(name in values for name in IMAGE_COLUMNS):
+        notes.append("There is no image column: the rows are text only.")
+    for name in NAMED_COLUMNS:
+        notes += _spellings(name, values.get(name, ()))
+    return notes + _both_sides(values, places)
+
+
+def _spellings(name: str, cells: Sequence[str | None]) -> list[str]:
+    """Names that differ only by case or spaces."""
+    counts: dict[str, int] = {}
+    for cell in cells:
+        for part in (cell or "").split("|") if name == "labels" else [cell or ""]:
+            counts[part] = counts.get(part, 0) + 1
+    alike: dict[str, list[str]] = {}
+    for word in counts:
+        alike.setdefault("".join(word.split()).casefold(), []).append(word)
+    return [
+        f"{name}: {' and '.join(f'{quoted(word)!r} ({counts[word]} rows)' for word in words)} differ only by case or spaces: "
+        "if they are one, write them alike."
+        for words in alike.values()
+        if len(words) > 1
+    ]
+
+
+def _both_sides(values: Mapping[str, Sequence[Any]], places: Sequence[str]) -> list[str]:
+    """Images that stand in train and in test; the split refuses them unless leakage is allowed."""
+    if "split" not in values or "image" not in values:
+        return []
+    first: dict[tuple[Any, str], int] = {}
+    for row, (image, part) in enumerate(zip(values["image"], values["split"], strict=True)):
+        if part is not None and part.casefold() in ("train", "test"):
+            first.setdefault((image, part.casefold()), row)
+    shared = [(row, first[image, "test"]) for (image, part), row in first.items() if part == "train" and (image, "test") in first]
+    if not shared:
+        return []
+    pairs = "; ".join(f"{quoted(_name(values['image'][row]))} at {places[row]} and {places[other]}" for row, other in shared[:3])
+    more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
+    return [f"{len(shared)} image(s) stand in train and in test: {pairs}{more}. Give each image one split."]
+
+
+def _name(image: str | SeriesPicture) -> str:
+    return image if isinstance(image, str) else image.name

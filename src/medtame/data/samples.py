@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from medtame.data.images import FilePicture
+from medtame.data.series import LabelPicture, SeriesPicture
 from medtame.errors import DataError
 from medtame.types import Array, Picture, Rows
 
@@ -21,8 +22,9 @@ from medtame.types import Array, Picture, Rows
 class ManifestSamples:
     """N samples: columns of equal length, by name. Satisfies `Samples`.
 
-    Columns hold text or None; box corners and age hold floats or None; image columns hold paths as the manifest spells them,
-    or pictures. `groups` (N,) is the unit of draws, folds and intervals. `hidden` are the columns that `only` dropped.
+    Columns hold text or None; box corners and age hold floats or None; image columns hold paths as the manifest spells them, or
+    pictures (a DICOM series, a structure of a label map, one in memory). `groups` (N,) is the unit of draws, folds and intervals.
+    `hidden` are the columns that `only` dropped.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -78,19 +80,25 @@ class ManifestSamples:
         return np.flatnonzero([entry == value for entry in self.column(column)])
 
     def paths(self, name: str) -> list[Path | None]:
-        """Where the files of a column lie, None for an empty cell. Raises DataError for pictures held in memory."""
-        values = self.column(name)
+        """Where the files of a column lie (of a series, the shown one), None for an empty cell. Raises DataError for pictures in memory."""
+        values = [value.shown().path if isinstance(value, SeriesPicture | LabelPicture) else value for value in self.column(name)]
         if any(not isinstance(value, (str, Path)) for value in values if value is not None):
             raise DataError(f"column {name!r} holds pictures in memory, which have no path")
         return [None if value is None else self.root / value for value in values]
 
     def pictures(self, name: str = "image") -> list[Picture]:
-        """N images, not yet read. Raises DataError for an empty cell."""
+        """N images, not yet read, to be seen through `window`. Raises DataError for an empty cell."""
         values = self.column(name)
         empty = sum(value is None for value in values)
         if empty:
             raise DataError(f"{empty} of {len(values)} rows have no {name!r}; take only rows that have one")
-        return [FilePicture(self.root / value, str(value)) if isinstance(value, (str, Path)) else value for value in values]
+        return [self._picture(value) for value in values]
+
+    def _picture(self, value: Any) -> Picture:
+        if isinstance(value, (str, Path)):
+            return FilePicture(self.root / value, str(value), window=self.window)
+        made: Picture = value.windowed(self.window) if self.window and hasattr(value, "windowed") else value
+        return made
 
     def pixels(self, name: str = "image", size: tuple[int, int] | None = None) -> Tensor:
         """(N, C, H, W) float32 in 0..1, grey if all are grey, else RGB; antialiased bilinear resizing to `size`.

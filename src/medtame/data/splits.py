@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medtame.data import dicom
 from medtame.data.samples import ManifestSamples
+from medtame.data.series import SeriesPicture, patient_of
 from medtame.errors import DataError
 from medtame.types import Array, Picture
 
@@ -58,8 +59,8 @@ def groups_of(samples: ManifestSamples) -> tuple[Array, str]:
         groups, source = _dicom_patients(samples), "the PatientID of the DICOM files"
     empty = sum(group is None for group in groups)
     if empty == len(groups):
-        own = "the fixed image (no patient column)" if "fixed" in samples else "the image (no patient column)"
-        return np.array(images, dtype=object), f"Rows are grouped by {own}."
+        own = "the fixed image" if "fixed" in samples else "the image" if "image" in samples else "their number: each stands alone"
+        return np.array(images, dtype=object), f"Rows are grouped by {own} (no patient column)."
     rest = f" {empty} rows without one are grouped by their image." if empty else ""
     return np.array([image if group is None else group for group, image in zip(groups, images, strict=True)], dtype=object), (
         f"Rows are grouped by {source}.{rest}"
@@ -115,11 +116,18 @@ def _image_names(samples: ManifestSamples) -> list[str]:
     column = next((name for name in ("fixed", "image") if name in samples), None)
     if column is None:
         return [f"row {row}" for row in range(len(samples))]
-    values = samples.column(column)
-    return [
-        f"row {row}" if value is None else _path_name(samples.root, value) if isinstance(value, (str, Path)) else value.digest()
-        for row, value in enumerate(values)
-    ]
+    names: dict[Any, str] = {}
+    for value in dict.fromkeys(value for value in samples.column(column) if value is not None):
+        file = _file(value)
+        names[value] = value.digest() if file is None else _path_name(samples.root, file)
+    return [f"row {row}" if value is None else names[value] for row, value in enumerate(samples.column(column))]
+
+
+def _file(value: Any) -> str | Path | None:
+    """The file of a cell, the first one of a series; None for an empty cell and for pictures in memory."""
+    if isinstance(value, SeriesPicture):
+        return value.paths[0]
+    return value if isinstance(value, (str, Path)) else None
 
 
 def _path_name(root: Path, value: str | Path) -> str:
@@ -132,13 +140,13 @@ def _dicom_patients(samples: ManifestSamples) -> list[str | None]:
     """(N,) a running number of the patient, by first appearance: nothing that is computed from the ID leaves this function."""
     column = next((name for name in ("fixed", "image") if name in samples), None)
     numbers: dict[bytes, int] = {}
-    known: dict[Path, bytes | None] = {}
+    known: dict[Any, bytes | None] = {None: None}
     groups: list[str | None] = []
     for value in samples.column(column) if column else [None] * len(samples):
-        path = samples.root / value if isinstance(value, (str, Path)) else None
-        if path is not None and path not in known:
-            known[path] = dicom.patient_of(path)
-        patient = None if path is None else known[path]
+        if value not in known:
+            file = _file(value)
+            known[value] = None if file is None else patient_of(samples.root / file)
+        patient = known[value]
         groups.append(None if patient is None else f"DICOM patient {numbers.setdefault(patient, len(numbers) + 1)}")
     return groups
 

@@ -116,14 +116,16 @@ class Digests:
 
 
 def file_name(picture: Picture) -> str | None:
-    """A hash of a file's path, frame, size and times, which says nothing about the patient; None for what is no file."""
+    """A hash of a file's path, frame, window, size and times, which says nothing about the patient; None for what is no file."""
     if not isinstance(picture, FilePicture):
         return None
     try:
         status = picture.path.stat()
     except OSError:
         return None  # its digest says what is wrong
-    parts = (CONVENTION, picture.path.absolute(), picture.frame, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if picture.path.suffix.lower() == ".mhd":
+        return None  # its pixels lie in another file
+    parts = (CONVENTION, picture.path.absolute(), picture.frame, picture.window, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return hashlib.sha256("\n".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()
 
 

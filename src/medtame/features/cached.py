@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from medtame.encoders.towers import Digests, EncoderCard, Memory, TowerEncoder
 from medtame.errors import EncoderError
+from medtame.features.engines import PLAIN, Ladder, candidates_here
 from medtame.features.store import Store
 from medtame.types import Array, Encoder, Picture, Samples
 
 ROW_MEMORY_BYTES = 2**30
 IMAGES_A_CHUNK = 64
 STRINGS_A_CHUNK = 256
-KEYS_A_READ = 256
+BYTES_A_READ = 64 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +33,9 @@ class CachedEncoder:
     `loader` is called when a feature is missing, or a tower is asked for, and not before. Rows are kept in 16 bits, on disk
     (`store`) or in memory only (None), and always come back from 16 bits, so that the first and every later run give the same
     numbers. After each chunk the rows are written: a killed run keeps them. `watch` is told images done and images to do.
-    Copies for other processes travel without weights, rows and watcher.
+    Where many images are missing, the image tower may be run by one of the `engines`, as `features/engines.py` says; rows of
+    another engine than the plain one have their own place in the store. Copies for other processes travel without weights, rows
+    and watcher.
     """
 
     card: EncoderCard
@@ -39,9 +43,10 @@ class CachedEncoder:
     store: Store | None = None
     watch: Callable[[int, int], None] | None = None
     rows: Memory = field(default_factory=lambda: Memory(ROW_MEMORY_BYTES), repr=False)
+    engines: tuple[str, ...] = field(default_factory=candidates_here)  # those that may be tried; none: the plain tower only
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("opened", "digests")}
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("opened", "digests", "ladder")}
         return kept | {"watch": None}
 
     @property
@@ -63,6 +68,15 @@ class CachedEncoder:
     @property
     def bias(self) -> float:
         return self.card.bias
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """What runs the image tower: `engine`, its smallest `cosine` to the plain one (None: it is the plain one), and what was tried."""
+        return asdict(self.ladder.verdict)
+
+    @cached_property
+    def ladder(self) -> Ladder:
+        return Ladder(self.image_identity, None if self.store is None else self.store.folder, self.engines)
 
     @cached_property
     def digests(self) -> Digests:
@@ -117,46 +131,65 @@ class CachedEncoder:
         """The wanted kinds of rows of all pictures; what is missing is computed, some pictures at a time."""
         keys = self.digests.of(pictures)
         of_key = dict(zip(keys, pictures, strict=True))
-        found, missing = self._known(self.image_identity, kinds, keys)
-        for done, part in enumerate(_parts(missing, IMAGES_A_CHUNK)):
-            if self.watch is not None:
-                self.watch(done * IMAGES_A_CHUNK, len(missing))
-            with torch.no_grad():
+        found, missing = self._known(self._place(), kinds, keys)
+        if not missing:
+            return found
+        self._watched(0, len(missing))
+        before, encoder = self._place(), self.opened
+        with torch.no_grad():
+            self.ladder.settle(encoder, [of_key[key] for key in missing], len(of_key))
+            encoder = self.ladder.running(encoder)
+            if self._place() != before:
+                found, missing = self._known(self._place(), kinds, keys)
+            for done, part in enumerate(_parts(missing, IMAGES_A_CHUNK)):
+                if done:
+                    self._watched(done * IMAGES_A_CHUNK, len(missing))
                 pictures_here = [of_key[key] for key in part]
-                whole, maps = self.opened.both(pictures_here) if "map-0" in kinds else (self.opened.wholes(pictures_here), ())
-            made = {"whole": self._halves(whole)}
-            if "map-0" in kinds:
-                made |= {f"map-{number}": self._halves(scale) for number, scale in enumerate(maps)}
-            self._keep(self.image_identity, found, keys, part, made)
-        if self.watch is not None and missing:
-            self.watch(len(missing), len(missing))
+                whole, maps = encoder.both(pictures_here) if "map-0" in kinds else (encoder.wholes(pictures_here), ())
+                made = {"whole": self._halves(whole)} | {f"map-{number}": self._halves(scale) for number, scale in enumerate(maps)}
+                self._keep(self._place(), found, keys, part, made)
+        if missing:
+            self._watched(len(missing), len(missing))
         return found
+
+    def _watched(self, done: int, of: int) -> None:
+        if self.watch is not None:
+            self.watch(done, of)
+
+    def _place(self) -> str:
+        """The identity under which rows of images are kept: the plain tower's are the encoder's own."""
+        engine = self.ladder.verdict.engine
+        return self.image_identity if engine == PLAIN else f"{self.image_identity};engine={engine}"
 
     def _known(self, identity: str, kinds: Mapping[str, tuple[int, ...]], keys: Sequence[str]) -> tuple[dict[str, Tensor], list[str]]:
         """Rows (N, ...) of each kind, filled where they are known, and the keys of which some kind is not."""
         found = {kind: torch.empty(len(keys), *shape) for kind, shape in kinds.items()}
-        missing: dict[str, None] = {}
-        for start in range(0, len(keys), KEYS_A_READ):
-            part = keys[start : start + KEYS_A_READ]
-            for kind, shape in kinds.items():
-                rows = self._read(identity, kind, shape, part)
-                for number, key in enumerate(part, start):
-                    if key in rows:
-                        found[kind][number] = rows[key]
-                    else:
-                        missing[key] = None
-        return found, list(missing)
+        known = np.ones(len(keys), dtype=bool)
+        for kind, shape in kinds.items():
+            size = max(1, BYTES_A_READ // (2 * math.prod(shape)))
+            for start in range(0, len(keys), size):
+                part = slice(start, start + size)
+                known[part] &= self._read(identity, kind, found[kind][part], keys[part])
+        return found, list(dict.fromkeys(key for key, there in zip(keys, known, strict=True) if not there))
 
-    def _read(self, identity: str, kind: str, shape: tuple[int, ...], keys: Sequence[str]) -> dict[str, Tensor]:
-        """Rows in 16 bits from memory, else from the store; one of another shape than the card's counts as absent."""
-        held = {key: self.rows.get(f"{identity} {kind} {key}") for key in dict.fromkeys(keys)}
-        rows = {key: row for key, row in held.items() if row is not None}
-        if self.store is not None and len(rows) < len(held):
-            for key, row in self.store.read(identity, kind, [key for key in held if key not in rows]).items():
-                if row.shape == shape:
-                    rows[key] = torch.from_numpy(row)
-                    self.rows.put(f"{identity} {kind} {key}", rows[key])
-        return rows
+    def _read(self, identity: str, kind: str, found: Tensor, keys: Sequence[str]) -> Array:
+        """Fill `found` from memory, else from the store, and say where (n,); a row of another shape than the card's counts as absent."""
+        known = np.zeros(len(keys), dtype=bool)
+        for number, key in enumerate(keys):
+            row = self.rows.get(f"{identity} {kind} {key}")
+            if row is not None:
+                found[number] = row
+                known[number] = True
+        unread = np.flatnonzero(~known)
+        if self.store is not None and len(unread):
+            wanted = [key for key, there in zip(keys, known, strict=True) if not there]
+            for places, rows in self.store.parts(identity, kind, wanted):
+                if rows.shape[1:] == found.shape[1:]:
+                    found[torch.from_numpy(unread[places])] = torch.from_numpy(rows).float()
+                    known[unread[places]] = True
+                    for place, row in zip(places, rows, strict=True):
+                        self.rows.put(f"{identity} {kind} {wanted[place]}", torch.from_numpy(row.copy()))
+        return known
 
     def _keep(self, identity: str, found: dict[str, Tensor], keys: Sequence[str], part: Sequence[str], made: Mapping[str, Tensor]) -> None:
         """Keep new rows in memory and in the store, and fill them in wherever their key stands."""
@@ -171,8 +204,13 @@ class CachedEncoder:
                 kept = self.store.write(identity, kind, _by_key(part, rows)) and kept
             if kind in found:
                 found[kind][to] = rows[source].float()
-        if not kept and self.store is not None:
-            warnings.warn(f"features are not kept: {self.store.folder} is full or may not be written; set MEDTAME_CACHE", stacklevel=4)
+        if not kept and self.store is not None and not self.store.refused:
+            self.store.refused = True
+            warnings.warn(
+                f"features are not kept on disk: {self.store.folder} is full or may not be written; this run goes on from memory, "
+                "the next one will encode again: make room, or set MEDTAME_CACHE to another folder",
+                stacklevel=4,
+            )
 
     def _halves(self, values: Tensor) -> Tensor:
         """In 16 bits. Raises EncoderError where they cannot hold a value."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from medtame.errors import MedtameError
-from medtame.metrics.statistic import Statistic, mean_of_defined, share
+from medtame.metrics.bins import share
+from medtame.metrics.statistic import Statistic, mean_of_defined
 from medtame.types import Array
 
 PERCENTILES = (2.5, 97.5)
@@ -41,9 +42,10 @@ def resampled_groups(groups: Array, resamples: int, seed: int) -> Array:
     """How often each row counts when patients are drawn with replacement: groups (N,) -> counts (B, N), whole numbers."""
     if len(groups) == 0:
         raise MedtameError("no row to resample: a metric needs at least one measured row")
-    names, of_row = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    drawn = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
-    return _counted(drawn, len(names))[:, of_row]
+    _, first, of_row = np.unique(np.asarray(groups).astype(str), return_index=True, return_inverse=True)
+    number = np.argsort(np.argsort(first))  # by first appearance, so that nothing depends on what patients are called
+    drawn = np.random.default_rng(seed).integers(0, len(first), (resamples, len(first)))
+    return _counted(drawn, len(first))[:, number[of_row]]
 
 
 def resampled_draws(draws: int, resamples: int, seed: int) -> Array:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from medtame.errors import MedtameError, RunError
+from medtame.metrics.bins import debiased_gap, equal_mass_bins, share
 from medtame.types import Array
 
 NUMBERS_AT_ONCE = 2**17  # counts held as float64 at a time: they stay in the processor's cache
@@ -56,11 +56,6 @@ class Statistic(ABC):
     @abstractmethod
     def _at(self, weights: Array) -> Array:
         """The same for a block of resamples, as float64."""
-
-
-def share(part: Array, whole: Array) -> Array:
-    """Of each part in its whole (equal shapes), NaN where the whole is 0."""
-    return np.asarray(np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0))
 
 
 def mean_of_defined(values: Array) -> Array:
@@ -269,23 +264,6 @@ class Calibration(Statistic):
         gap = np.abs(share(held, count) - rate)
         variance = rate * (1 - rate) * share(np.square(weights) @ sums[0], np.square(count))  # a row twice is no new evidence
         return share(np.nansum(count * debiased_gap(gap, variance), 1), count.sum(1)).clip(min=0)
-
-
-def equal_mass_bins(values: Array, bins: int) -> Array:
-    """(N,) the bin of each value, 0 to bins - 1: as many values in each as ties allow."""
-    if not len(values):
-        return np.zeros(0, dtype=int)
-    edges = np.quantile(values, np.arange(1, bins) / bins, method="inverted_cdf")
-    return np.asarray(np.searchsorted(np.unique(edges), values))
-
-
-def debiased_gap(gap: Array, variance: Array) -> Array:
-    """Gap - (E|gap + noise| - gap) for normal noise of this variance."""
-    spread = np.sqrt(variance)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = gap / spread
-        expected = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap * (1 - 2 * ndtr(-ratio))
-    return np.where(spread > 0, 2 * gap - expected, gap)
 
 
 @dataclass(frozen=True, eq=False)

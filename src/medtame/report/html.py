@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from medtame.report import figure_page, plots
 from medtame.report.parts import Measured
-from medtame.report.record import Control, PartOfData, Record, Row, bracket, decimals, number, tone, verdict, write_file
+from medtame.report.record import Control, PartOfData, Record, Row, bracket, decimals, engine_sentence, number, tone, verdict, write_file
 from medtame.trust.controls import ARMS
 
 METRICS = {
@@ -115,7 +115,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"number": number, "words": plots.words, "shots": shots_words, "unbroken": unbroken, "breakable": breakable}
-    made.globals |= {"part_classes": part_classes, "rest_of": rest_of}
+    made.globals |= {"part_classes": part_classes, "rest_of": rest_of, "engine_sentence": engine_sentence}
     made.globals |= {"bracket": bracket, "decimals": decimals, "verdict": verdict, "tone": tone}
     return made
 

@@ -21,7 +21,19 @@ from medtame.errors import RunError
 from medtame.report.figure_values import Confused, Figures
 from medtame.report.parts import Measured, Part, Prompts, Text
 from medtame.report.plots import words
-from medtame.report.record import Control, Cost, EncoderNote, Environment, PartOfData, bracket, decimals, first, number, write_file
+from medtame.report.record import (
+    Control,
+    Cost,
+    EncoderNote,
+    Environment,
+    PartOfData,
+    bracket,
+    decimals,
+    engine_sentence,
+    first,
+    number,
+    write_file,
+)
 
 WEIGHTS = "weights.safetensors"
 MISTAKES = 5  # of the commonest wrong answers
@@ -95,6 +107,7 @@ def text(card: Card) -> str:
     )
     templates.filters |= {"plain": plain, "yaml": yaml, "words": words, "number": number, "code": code, "setting": setting, "boxed": boxed}
     templates.globals |= {"bracket": bracket, "decimals": decimals, "mistaken": mistaken, "confidence": confidence}
+    templates.globals |= {"engine_sentence": engine_sentence}
     tags = dict.fromkeys(["medical", "vision-language", card.task.replace("_", "-"), card.method, "research-use-only", *card.tags])
     return templates.get_template("card.md.j2").render(
         card=card, tags=tags, base_model=card.base_model or card.encoder.spec, weights=WEIGHTS

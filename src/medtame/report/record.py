@@ -79,9 +79,19 @@ class EncoderNote(Part):
     text_identity: Text = ""
     notes: Text = ""
     medical_text: bool | None = None
-    engine: Text = ""
+    licence: Text = ""
+    engine: dict[Text, Any] = Field(default_factory=dict)  # which engine encoded the images, and how it was judged
     logit_scale: float | None = None
     logit_bias: float | None = None
+
+
+def engine_sentence(engine: Mapping[str, Any]) -> str:
+    """The engine that encoded the images and how near it is to the plain one, or nothing."""
+    if not engine:
+        return ""
+    if engine.get("cosine") is None:
+        return f"{engine['engine']} (the plain one)"
+    return f"{engine['engine']}, smallest cosine to the plain one {engine['cosine']:.6f} on {engine.get('images', 0)} images"
 
 
 class Protocol(Part):

@@ -1,0 +1,54 @@
+"""`python -m benchmarks [--json] [--only NAME]`"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+
+from benchmarks import cache, decode, encode
+from benchmarks.harness import Case, Result, measured
+
+BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
+    "encode_vit_b32_batch8": partial(encode.vit_bf16, 8),
+    "encode_vit_b32_batch1": partial(encode.vit_bf16, 1),
+    "encode_bundled_onnxruntime": encode.bundled_onnxruntime,
+    "decode_640": decode.of_640,
+    "decode_1600": decode.of_1600,
+    "decode_small_grey": decode.of_small_grey,
+    "second_run": cache.second_run,
+    "cache_rows": cache.rows,
+}
+
+
+def main() -> int:
+    """Exit code 1 where results do not agree; a missed goal is shown and is no error: it depends on the machine."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours against the plain loop: one thread, CPU time.")
+    parser.add_argument("--json", action="store_true", help="a list of results on stdout")
+    parser.add_argument("--only", choices=[*BENCHMARKS], help="one benchmark")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    results = []
+    for name in [asked.only] if asked.only else BENCHMARKS:
+        print(f"{name} ...", file=sys.stderr)
+        results.append(measured(name, BENCHMARKS[name]()))
+        if not asked.json:
+            print(line(results[-1]), flush=True)
+    if asked.json:
+        print(json.dumps([result.as_json() for result in results], indent=1))
+    return int(any(result.check.startswith("failed") for result in results))
+
+
+def line(result: Result) -> str:
+    """One result in words."""
+    goal = "no goal" if result.goal is None else f"goal {result.goal:g} {'met' if result.ratio >= result.goal else 'missed'}"
+    seconds = f"ours {result.ours_seconds:.4f} s, plain {result.plain_seconds:.4f} s"
+    return f"{result.name:28} {result.ratio:8.2f} x   {goal:16} {seconds}   {result.check}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Regions of maps and of images, by RoIAlign (He et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+Array = np.ndarray[Any, Any]
+
+
+def pooled(scale: Tensor, source: Array, regions: Tensor) -> Tensor:
+    """Mean of a map (N, F, G, G) over regions (M, 4) of its images `source` (M,): (M, F), unit norm."""
+    side = torch.tensor([scale.shape[3], scale.shape[2], scale.shape[3], scale.shape[2]])
+    boxes = torch.cat([torch.as_tensor(source, dtype=scale.dtype)[:, None], regions.to(scale.dtype) * side], 1)
+    mean: Tensor = roi_align(scale, boxes, output_size=1, sampling_ratio=2, aligned=True)
+    return nn.functional.normalize(mean.flatten(1), dim=-1)
+
+
+def cropped(pixels: Tensor, source: Array, regions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Regions of images, each resized to `size`: (M, C, H, W)."""
+    side = torch.tensor([pixels.shape[3], pixels.shape[2], pixels.shape[3], pixels.shape[2]])
+    boxes = torch.cat([torch.as_tensor(source, dtype=pixels.dtype)[:, None], regions.to(pixels.dtype) * side], 1)
+    crops: Tensor = roi_align(pixels, boxes, output_size=size, sampling_ratio=2, aligned=True)
+    return crops

@@ -1,0 +1,155 @@
+"""Benchmarks: at a small size each one's results agree, a wrong one is caught, and the command line says what it did. Nothing is timed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from medtame.encoders import bundled
+from medtame.errors import MissingExtraError
+from medtame.features import engines
+
+ISSUE = {  # name: goal
+    "encode_vit_b32_batch8": 1.8,
+    "encode_vit_b32_batch1": 1.8,
+    "encode_bundled_onnxruntime": 2.2,
+    "decode_640": 2.0,
+    "decode_1600": 2.5,
+    "decode_small_grey": 1.3,
+    "second_run": 1000.0,
+    "cache_rows": None,
+}
+
+
+@pytest.fixture
+def of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A module of the folder `benchmarks`."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def made_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MEDTAME_DATA", str(tmp_path / "absent"))
+
+
+def checked(opened: AbstractContextManager[Any]) -> tuple[str, Any]:
+    with torch.no_grad(), opened as case:
+        return case.check(), case.goal
+
+
+@pytest.fixture
+def weights() -> None:
+    try:
+        bundled.card()
+    except MissingExtraError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("made_images")
+@pytest.mark.parametrize(("name", "goal"), [("of_640", 2.0), ("of_1600", 2.5), ("of_small_grey", 1.3)])
+def test_decoding_gives_the_pixels_of_open_clip(of: Callable[[str], Any], name: str, goal: float):
+    found, stated = checked(getattr(of("decode"), name)(2))
+    assert (found[:4], stated) == ("ok: ", goal)
+
+
+def test_decoding_of_real_images(of: Callable[[str], Any], real_data: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MEDTAME_DATA", str(real_data))
+    assert checked(of("decode").of_640(2))[0].startswith("ok: ")
+    assert checked(of("decode").of_small_grey(2))[0].startswith("ok: ")
+
+
+@pytest.mark.usefixtures("made_images")
+def test_a_shifted_image_is_caught(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    class Shifted:
+        def __init__(self, path: Path, name: str) -> None:
+            self.path = path
+
+        def read(self) -> np.ndarray:
+            from medtame.data.decode import plain
+
+            return np.roll(plain(self.path), 2, 0)
+
+    monkeypatch.setattr(of("decode"), "FilePicture", Shifted)
+    assert checked(of("decode").of_640(1))[0].startswith("failed: ")
+
+
+@pytest.mark.usefixtures("made_images")
+def test_half_weights_give_the_vectors_of_open_clip(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    tiny = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}
+    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: open_clip.CLIP(**tiny))
+    assert checked(of("encode").vit_bf16(2))[0].startswith("ok: cosine 0.99")
+
+    class Wrong(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+            return pixels.flatten(1)[:, :32], ()
+
+    monkeypatch.setattr(engines, "bf16", lambda tower, example, path: Wrong())
+    assert checked(of("encode").vit_bf16(2))[0].startswith("failed: ")
+
+
+@pytest.mark.usefixtures("made_images", "weights")
+def test_the_graph_of_bundled_gives_its_features(of: Callable[[str], Any]):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert checked(of("encode").bundled_onnxruntime(1)) == ("ok: cosine 1.0000000", 2.2)
+
+
+@pytest.mark.usefixtures("made_images", "weights")
+def test_a_second_run_gives_the_same_bits(of: Callable[[str], Any]):
+    assert checked(of("cache").second_run(3)) == ("ok: the rows of 3 images are the encoder's in 16 bits", 1000.0)
+
+
+def test_random_rows_are_the_written_ones_at_one_hundredth_more(of: Callable[[str], Any]):
+    assert checked(of("cache").rows(6000, 512, 300))[0].startswith("ok: rows equal, 1.00")
+    assert checked(of("cache").rows(600, 16, 30))[0].startswith("failed: rows equal, 1.")  # short rows: the keys weigh too much
+
+
+def test_the_command_states_each_benchmark_of_the_issue(
+    of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    main, harness = of("__main__"), of("harness")
+    assert [*main.BENCHMARKS] == [*ISSUE]
+    monkeypatch.setitem(main.BENCHMARKS, "cache_rows", lambda: of("cache").rows(6000, 512, 30))
+    for words in (["--json"], []):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "cache_rows", *words])
+        assert main.main() == 0
+        said = capsys.readouterr().out
+        if words:
+            [result] = json.loads(said)
+            assert [*result] == ["name", "ours_seconds", "plain_seconds", "ratio", "goal", "check"]
+            assert result["ratio"] == pytest.approx(result["plain_seconds"] / result["ours_seconds"])
+        else:
+            assert said.startswith("cache_rows")
+    missed = harness.Result(name="a", ours_seconds=1, plain_seconds=1.5, ratio=1.5, goal=2.0, check="ok: same")
+    assert "1.50 x   goal 2 missed" in main.line(missed)
+
+
+def test_a_case_is_warmed_and_timed_in_turn(of: Callable[[str], Any]):
+    from contextlib import nullcontext
+
+    turns: list[str] = []
+    case = of("harness").Case(
+        ours=lambda: turns.append("ours"),
+        plain=lambda: turns.append("plain"),
+        check=lambda: turns.append("check") or "ok: ",
+        goal=None,
+        rounds=3,
+    )
+    threads = torch.get_num_threads()
+    assert of("harness").measured("a", nullcontext(case)).name == "a"
+    assert turns == ["check", *["ours", "plain"] * 3]
+    assert torch.get_num_threads() == threads
