@@ -87,7 +87,7 @@ def test_compare_adapt_predict_evaluate(shop, medtame, tmp_path):
     code, out, _ = medtame("adapt", shop, "--encoder", "tiny", "--method", "clap", "--set", "steps=20", "--out", "run", "--json")
     assert code == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["about"]["method"] == {"name": "clap", "settings": {"steps": 20, "learning_rate": 0.1, "constraint": 1.0}}
+    assert config["about"]["method"] == {"name": "clap", "settings": {"steps": 20, "learning_rate": 0.001, "constraint": 1.0}}
     assert (tmp_path / "run" / "README.md").read_text().startswith("---")
 
     code, out, _ = medtame("evaluate", "run", shop, "--split", "test", "--json")

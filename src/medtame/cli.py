@@ -123,6 +123,7 @@ def compare(
     slices: Slices = 1,
     settings: Settings = None,
     seed: Seed = 0,
+    names: Annotated[bool, typer.Option("--names", help="Names of images in the report; they may name patients.")] = False,
     allow_leakage: Leakage = False,
     resume: Resume = False,
     as_json: Json = False,
@@ -148,6 +149,7 @@ def compare(
             resume=resume,
             watch=report,
             command=command(),
+            names=names,
         )
     tell(result, as_json)
 
@@ -319,6 +321,8 @@ def tell(result: Any, as_json: bool) -> None:
     notes = [f"note: {note}" for note in record["details"]["warnings"]]
     for row in record["not_run"]:
         notes.append(f"not run: {row['method']}, {row['reason'] or 'about ' + format(row['minutes'], '.0f') + ' minutes'}")
+    advice = record["details"]["recommendation"]
+    notes += [f"recommended: {advice['method']}; {advice['why']}"] if advice else []
     best = f"best (*): {record['best']}, {record['details']['protocol']['how_best_was_chosen']}"
     terminal.show(
         *parts, *notes, best, f"run: {record['run']}", f"report: {record['report']}", "research use only: not for clinical decisions"

@@ -15,6 +15,7 @@ import numpy as np
 from medtame import catalogue
 from medtame.comparison import budget, choice, controls, seen, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
+from medtame.comparison.recommendation import recommended
 from medtame.data import quick_check
 from medtame.data.splits import folds
 from medtame.errors import DataError, MedtameError, PairError, SettingsError
@@ -82,6 +83,7 @@ def compare(
     resume: bool = False,
     watch: Progress = lambda what, done, of: None,
     command: str = "medtame.compare(...)",
+    names: bool = False,
 ) -> Comparison:
     """Every method on the same supports of the training rows, measured on the test rows with intervals over draws and patients.
 
@@ -91,6 +93,7 @@ def compare(
         settings: method -> setting -> value.
         out: a new or empty folder, or one to `resume`. A finished cell of the grid is a file there and is kept when killed.
         watch: called with (what, done, of).
+        names: show the names of images in the report; they may name patients.
     """
     started, folder = time.perf_counter(), Path(out)
     opened = opened_encoders(encoders, lambda done, of: watch("encoding images", done, of))
@@ -109,7 +112,10 @@ def compare(
     arms = tested(grid, best.method, found[place], asked, resampling, metric, watch)
     run = final(data, grid, best.method, folder / "run")
     warnings = [*said(data, grid, found[place], run), *looked]
-    details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, time.perf_counter() - started)
+    taken = advised(grid, plans[place], metric, watch)
+    seconds = time.perf_counter() - started
+    details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, seconds, names=names)
+    details["recommendation"] = taken
     details["encoder_gains"] = table.encoder_gains([one.spec for one in opened], found, resampling, metric)
     made = {
         "schema": 1,
@@ -124,6 +130,12 @@ def compare(
         "details": details,
     }
     return Comparison(written(made, run, folder), run)
+
+
+def advised(grid: Grid, plan: budget.Plan, metric: str, watch: Progress) -> dict[str, Any] | None:
+    """What to take on these data, by a rule and what is measured on the training rows; None where the task has no classes."""
+    found = recommended(grid, list(plan.draws), metric, lambda method: watch(f"weighing {method}", 0, 1))
+    return None if found is None else found.record()
 
 
 def left_out(plan: budget.Plan) -> list[dict[str, Any]]:

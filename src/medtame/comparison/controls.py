@@ -32,7 +32,9 @@ def controlled(
             said = verdict(arm, resampling.gain(given, changed, metric))
             rows.append(row(arm.name, arm.when, resampling, metric, given, changed, said))
     if not any(arm.changes == "words" and arm.name in found for arm in ARMS):
-        rows.append({**rows[0], "arm": "words", "verdict": "the method reads no words: text cannot help it"})
+        none = "the method reads no words: text cannot help it"
+        findings = "the method reads the sentences of its findings file, which no control changes yet"
+        rows.append({**rows[0], "arm": "words", "verdict": findings if "findings" in reads else none})
     return rows
 
 

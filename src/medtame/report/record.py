@@ -168,6 +168,30 @@ class EncoderGain(Part):
     gain_high: float | None
 
 
+class Words(Part):
+    """Whether the encoder's words know these classes: the share of training rows that zero-shot names rightly."""
+
+    right: float
+    low: float
+    high: float
+    chance: float
+    n: int
+    known: bool
+
+
+class Advice(Part):
+    """What to take on these data, why, and what was passed over. `gain` is over zero-shot, held out inside the training rows."""
+
+    method: Text
+    why: Text
+    words: Words
+    rows_a_class: int
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    passed_over: dict[Text, Text] = Field(default_factory=dict)
+
+
 class Details(Part):
     """What the page needs beyond the table. `start` and `plain` name the references of the two gains ("": the task has none)."""
 
@@ -195,6 +219,7 @@ class Details(Part):
     examples: list[Example] = Field(default_factory=list)
     metrics: dict[Text, dict[Text, Measured]] = Field(default_factory=dict)
     encoder_gains: list[EncoderGain] = Field(default_factory=list)
+    recommendation: Advice | None = None
 
 
 class Record(Part):
