@@ -293,3 +293,29 @@ def test_a_method_that_refuses_these_data_is_set_aside_with_its_reason(shop, tmp
         assert "a test's reason" in (tmp_path / methods / "report.html").read_text().replace("&#39;", "'")
     with pytest.raises(SettingsError, match="a test's reason"):
         medtame.compare(data, "tiny", methods=["ridge_probe"], shots=(1,), draws=2, out=tmp_path / "named")
+
+
+def test_nearly_equal_images_stay_in_one_fold(tmp_path, monkeypatch):
+    """Two patients with copies of one picture, saved anew: a fold that parts them would measure memory."""
+    from PIL import Image
+
+    from medtame.comparison import looked_at
+
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": family})
+    monkeypatch.setenv("MEDTAME_CACHE", str(tmp_path / "cache"))
+    table = written(tmp_path / "data", split=False)
+    random = np.random.default_rng(0)
+    for number in range(0, 60, 12):  # textured pictures, each with a smaller copy of another patient
+        pixels = np.kron(random.integers(0, 255, (16, 16)), np.ones((12, 12))).astype(np.uint8)
+        Image.fromarray(pixels).save(table.parent / "images" / f"{number:03d}.png")
+        Image.fromarray(pixels).resize((150, 150)).save(table.parent / "images" / f"{number + 6:03d}.png")
+    data = medtame.load(table)
+    _, alike = looked_at(data, lambda what, done, of: None)
+    asked = settled(data, medtame.encoder("tiny"), METHODS, (4,), 2, "standard", 10, 0, {})
+    for number in range(0, 60, 12):
+        assert alike[number] == alike[number + 6]
+    grid = grid_of(data, medtame.encoder("tiny"), asked, tmp_path / "cells", alike)
+    for part in grid.parts:
+        assert not set(alike[part.train]) & set(alike[part.test])
+    apart = grid_of(data, medtame.encoder("tiny"), asked, tmp_path / "cells")
+    assert any(set(alike[part.train]) & set(alike[part.test]) for part in apart.parts)  # as it was without looking

@@ -16,7 +16,7 @@ from medtame import catalogue
 from medtame.comparison import budget, choice, controls, seen, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
 from medtame.comparison.recommendation import recommended
-from medtame.data import quick_check
+from medtame.data import duplicates, quick_check
 from medtame.data.splits import folds
 from medtame.errors import DataError, MedtameError, PairError, SettingsError
 from medtame.metrics import LOWER_IS_BETTER
@@ -25,7 +25,7 @@ from medtame.report import html, record
 from medtame.run import RESAMPLES, Data, Run, adapt, encoder, identity, meet, unmet
 from medtame.strategies.base import Method
 from medtame.tasks.base import Task
-from medtame.types import Encoder
+from medtame.types import Array, Encoder
 
 FOLDS = 5  # where there is no test part
 CHOICE_FOLDS = 3  # inside a support, to choose the best method
@@ -98,9 +98,9 @@ def compare(
     started, folder = time.perf_counter(), Path(out)
     opened = opened_encoders(encoders, lambda done, of: watch("encoding images", done, of))
     asked = settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {})
-    looked = looked_at(data, watch)
+    looked, alike = looked_at(data, watch)
     settle_folder(folder, question(data, opened, asked), resume=resume)
-    grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec)) for one in opened]
+    grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec), alike) for one in opened]
     plans, found = zip(*(run_cells(grid, asked, watch) for grid in grids), strict=True)
     metric = next(iter(next(iter(found[0].values()))[0].statistics))
     choices = [chosen(grid, plan, metric, asked, watch) for grid, plan in zip(grids, plans, strict=True)]
@@ -144,15 +144,21 @@ def left_out(plan: budget.Plan) -> list[dict[str, Any]]:
     return slow + [{"method": name, "minutes": None, "reason": reason} for name, reason in plan.refused.items()]
 
 
-def looked_at(data: Data, watch: Progress) -> list[str]:
-    """The quick part of `medtame check` as sentences. Raises DataError where an image cannot be read."""
+def looked_at(data: Data, watch: Progress) -> tuple[list[str], Array]:
+    """The quick part of `medtame check` as sentences, and (N,) a number a row: rows of nearly equal images share it.
+
+    Raises DataError where an image cannot be read.
+    """
     found = quick_check.quick(
         data.samples, data.split, task=catalogue.name_of(data.task), watch=lambda done, of: watch("looking at the images", done, of)
     )
     broken = next((one for one in found.findings if one.code == "unreadable"), None)
     if broken is not None:
         raise DataError(f"{broken.message}: {', '.join(broken.images[:5])}; {broken.mend}")
-    return [f"{one.message} ({one.mend})" for one in found.findings if one.severity != "info"]
+    said = [f"{one.message} ({one.mend})" for one in found.findings if one.severity != "info"]
+    numbers = dict(zip((picture.name for picture in found.images.pictures), duplicates.joined(found.looks.fingerprints), strict=True))
+    column = "fixed" if "fixed" in data.samples else "image"
+    return said, np.array([numbers[picture.name] for picture in data.samples.pictures(column)])
 
 
 def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder], watch: Callable[[int, int], None]) -> list[Encoder]:
@@ -234,11 +240,12 @@ def question(data: Data, encoders: Sequence[Encoder], asked: Asked) -> dict[str,
     }
 
 
-def grid_of(data: Data, encoder: Encoder, asked: Asked, folder: Path) -> Grid:
-    """The grid of one encoder."""
+def grid_of(data: Data, encoder: Encoder, asked: Asked, folder: Path, alike: Array | None = None) -> Grid:
+    """The grid of one encoder; folds keep rows that are alike on one side."""
+    together = None if alike is None else alike[data.split.train]
 
     def parts(train: Any) -> Sequence[tuple[Any, Any]]:
-        return folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed).parts
+        return folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed, alike=together).parts
 
     return Grid(data, parts_of(data, parts), encoder, asked.seed, asked.regime, asked.settings, folder)
 

@@ -89,12 +89,16 @@ def split(samples: ManifestSamples, *, allow_leakage: bool = False) -> Split:
     return Split(train, test, how, [f"Train and test overlap: {leak}." for leak in leaks])
 
 
-def folds(samples: ManifestSamples, labels: Sequence[str | None] | None = None, k: int = 5, *, seed: int) -> Folds:
+def folds(
+    samples: ManifestSamples, labels: Sequence[str | None] | None = None, k: int = 5, *, seed: int, alike: Array | None = None
+) -> Folds:
     """At most k folds by group, labels dealt out evenly (scikit-learn's StratifiedGroupKFold); exact copies count as one group.
+
+    `alike` (N,) may number rows of which those with one number belong together, such as near-duplicates.
 
     Fewer folds, with a note, where there are fewer groups. Raises DataError where there is only one group.
     """
-    joined = _joined(samples)
+    joined = _joined(samples, alike)
     strata = np.array(["" if label is None else str(label) for label in (labels if labels is not None else [None] * len(samples))])
     different, commonest = len(np.unique(joined)), max(Counter(strata.tolist()).values(), default=0)
     count = min(k, different, commonest)
@@ -166,8 +170,8 @@ def _leaks(samples: ManifestSamples, train: Array, test: Array) -> list[str]:
     return found
 
 
-def _joined(samples: ManifestSamples) -> Array:
-    """(N,) numbers of groups, those that hold copies of one file taken as one."""
+def _joined(samples: ManifestSamples, alike: Array | None = None) -> Array:
+    """(N,) numbers of groups, those that hold copies of one file, or rows that are alike, taken as one."""
     column = next((name for name in ("fixed", "image") if name in samples), None)
     contents = _contents(samples, [column] if column else [])
     nodes: dict[tuple[str, str], int] = {}
@@ -177,6 +181,8 @@ def _joined(samples: ManifestSamples) -> Array:
         for key, _ in keys
     ]
     own = [nodes.setdefault(("group", str(group)), len(nodes)) for group in samples.groups]
+    if alike is not None:
+        edges += [(node, nodes.setdefault(("alike", str(number)), len(nodes))) for node, number in zip(own, alike, strict=True)]
     ends = np.array(edges, dtype=np.intp).reshape(-1, 2)
     links = coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(len(nodes), len(nodes)))
     return np.asarray(connected_components(links, directed=False)[1])[own]
