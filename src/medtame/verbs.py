@@ -32,7 +32,7 @@ MANIFESTS = {
 }
 PATIENTS = {"classification": 300, "registration": 24, "segmentation": 36, "visual_question_answering": 90}
 SHOTS: dict[str, tuple[int | Literal["all"], ...]] = {"segmentation": ("all",)}  # a few minutes on a laptop
-DRAWS, MINUTES = 10, 1.5
+DRAWS, MINUTES = 10, 1.0
 
 
 def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, command: str) -> Comparison:
