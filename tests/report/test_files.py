@@ -90,6 +90,19 @@ def test_a_dicom_gets_a_segmentation_object_that_pydicom_reads_back(tmp_path, re
     assert row["warning"] == ""
 
 
+def test_a_dicom_without_the_tags_of_a_study_gets_one_too(tmp_path, real_data):
+    bare = pydicom.dcmread(real_data / "volumes" / "dicom" / "MR_small.dcm")
+    for keyword in ("PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
+        if keyword in bare:
+            delattr(bare, keyword)
+    bare.save_as(tmp_path / "bare.dcm")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[5:20, 30:50] = 1
+    row, file = written(tmp_path, "bare.dcm", mask)
+    assert np.array_equal(pydicom.dcmread(file).pixel_array, mask)
+    assert row["warning"] == ""
+
+
 def test_an_empty_mask_is_a_segmentation_too(tmp_path, real_data):
     shutil.copy(real_data / "volumes" / "dicom" / "MR_small.dcm", tmp_path / "a.dcm")
     _, file = written(tmp_path, "a.dcm", np.zeros((64, 64), np.uint8))

@@ -20,6 +20,17 @@ from medtame.types import Array
 ARTIFICIAL_INTELLIGENCE = CodedConcept("123109", "DCM", "Artificial Intelligence")
 STRUCTURE = CodedConcept("91723000", "SCT", "Anatomical structure")
 SERIES_NUMBER = 900
+MAY_BE_EMPTY = (  # what the standard wants to be there, if only empty; files without identifiers often lack it
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 
 
 def write(mask: Array, structure: str, source: Path, frame: int | None, path: Path) -> None:
@@ -28,6 +39,9 @@ def write(mask: Array, structure: str, source: Path, frame: int | None, path: Pa
     Raises what highdicom raises (ValueError, AttributeError) where the source lacks what a segmentation must repeat.
     """
     dataset: Any = dcmread(source, stop_before_pixels=True)
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, "")
     count = int(dataset.get("NumberOfFrames") or 1)
     drawn = np.zeros((count, *mask.shape), dtype=np.uint8)
     drawn[count // 2 if frame is None else frame] = mask > 0
