@@ -136,9 +136,10 @@ def parts(grid: Grid) -> dict[str, Any]:
     copies = any("byte for byte" in warning for warning in data.split.warnings)
     said = f"{shared} patients or cases stand on both sides" if shared else "no patient or case stands on both sides"
     files = "some test images are exact copies of training images" if copies else "no test image is an exact copy of a training image"
+    near = "Nearly equal images were looked for too; what was found stands in the notes."
     return {
         "parts": counted,
-        "leakage": f"Checked before anything was fitted: {said}; {files}. Nearly equal images were looked for too; what was found stands in the notes.",
+        "leakage": f"Checked before anything was fitted: {said}; {files}. {near}",
     }
 
 
