@@ -141,7 +141,7 @@ def checked(record: Mapping[str, Any]) -> list[Any]:
     said: list[Any] = [table] if told else []
     for one in record["findings"]:
         names = ", ".join(one["images"][:3]) + (f" and {one['count'] - 3} more" if one["count"] > 3 else "")
-        said.append(f"{one['severity']}: {one['message']}{f' ({names})' if names else ''}. Mend: {one['mend']}.")
+        said.append(f"{one['severity']}: {one['message'].rstrip('.')}{f' ({names})' if names else ''}. Mend: {one['mend'].rstrip('.')}.")
     return [*said, ("usable", "look at it before you use it", "not usable as it is")[record["exit_code"]]]
 
 

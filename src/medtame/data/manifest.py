@@ -57,6 +57,7 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
     Raises DataError, which lists all bad rows with their lines, and UnknownNameError for a column that is not there.
     """
     path = Path(path)
+    path = path if path.name else path.absolute()  # `.` has no name to show
     if path.is_dir():
         try:
             found = _folder(path)
