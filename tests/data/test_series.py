@@ -307,3 +307,14 @@ def test_the_real_series_is_one_row_in_the_order_of_its_numbers(real_data: Path)
     assert series.array().shape == (16, 16, 1)
     kept = {path.name for picture in samples.pictures() for path in getattr(picture, "paths", [getattr(picture, "path", None)])}
     assert not kept & {"rtplan.dcm", "rtstruct.dcm", "test-SR.dcm", "waveform_ecg.dcm"}
+
+
+def test_a_relative_folder_has_the_patients_of_an_absolute_one(tmp_path, monkeypatch, real_data):
+    (tmp_path / "set" / "ill").mkdir(parents=True)
+    for path in (real_data / "volumes" / "dicom").glob("series_*.dcm"):
+        (tmp_path / "set" / "ill" / path.name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    for given in ("set", tmp_path / "set"):
+        found = read(given)
+        assert any("PatientID" in note for note in found.notes)
+        assert [str(group) for group in found.groups] == ["DICOM patient 1"]

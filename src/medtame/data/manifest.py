@@ -57,7 +57,7 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
     Raises DataError, which lists all bad rows with their lines, and UnknownNameError for a column that is not there.
     """
     path = Path(path)
-    path = path if path.name else path.absolute()  # `.` has no name to show
+    path = path.absolute()  # files of a series are kept by path, and are looked up from elsewhere
     if path.is_dir():
         try:
             found = _folder(path)
@@ -65,7 +65,7 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
             raise DataError(f"{path.name} cannot be listed ({error.strerror}): check its permissions and links") from None
         table, base = _below(found, path, root)
     elif path.is_file():
-        table, base = _file(path), path.parent if root is None else Path(root)
+        table, base = _file(path), path.parent if root is None else Path(root).absolute()
     else:
         raise DataError(f"{path} is not there: give {_FORMS}")
     if not base.is_dir():

@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from medtame.encoders import bundled, known
 from medtame.encoders.preparation import WHOLE
 from medtame.encoders.towers import EncoderCard, TowerEncoder
 from medtame.errors import EncoderError, UnknownNameError
 
+Made = TypeVar("Made")
 Opener = Callable[[], TowerEncoder]
 Opened = tuple[Callable[[], EncoderCard], Opener]
 
@@ -47,14 +49,25 @@ FAMILIES: Mapping[str, Callable[[str], Opened]] = {"bundled": _bundled, "open_cl
 
 def card(spec: str) -> EncoderCard:
     """What is known of an encoder before its weights are read. Raises UnknownNameError, MissingExtraError, EncoderError."""
-    found = _family(spec)[0]()
+    found = _whole(spec, _family(spec)[0])
     return found if _named_in_full(spec) else replace(found, spec=spec)
 
 
 def load(spec: str) -> TowerEncoder:
     """The encoder, its weights read and checked. Raises UnknownNameError, MissingExtraError, EncoderError."""
-    found = _family(spec)[1]()
+    found = _whole(spec, _family(spec)[1])
     return found if _named_in_full(spec) else replace(found, spec=spec)
+
+
+def _whole(spec: str, opened: Callable[[], Made]) -> Made:
+    """What a family gives; a configuration that holds something else than it should is one line."""
+    try:
+        return opened()
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        raise EncoderError(
+            f"a configuration file of {spec} holds what cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:120]}): "
+            "copy config.json, preprocessor_config.json or open_clip_config.json from the source again"
+        ) from None
 
 
 def resolved(spec: str) -> str:
