@@ -28,9 +28,9 @@ def draw(strata: Sequence[str | None] | Array, groups: Array, shots: int | Liter
     """K shots over N training rows. `strata` (N,) names each row's stratum, None where it is not drawn from; `groups` (N,).
 
     standard: K rows a stratum. relaxed: C x K in all, by prevalence, at least one a stratum. realistic: C x K in all at random,
-    so a stratum may be missed. `all`: every row that has a stratum. Inside a stratum groups are picked at random, one row of
-    each, before a second row of any. The order depends only on the seed, so the rows of a smaller K are among those of a
-    larger one (standard and realistic).
+    so a stratum may be missed, but never all but one: such a draw is drawn again. `all`: every row that has a stratum.
+    Inside a stratum groups are picked at random, one row of each, before a second row of any. The order depends only on the
+    seed, so the rows of a smaller K are among those of a larger one (standard and realistic).
     """
     if regime not in REGIMES:
         raise UnknownNameError("regime", regime, REGIMES)
@@ -61,9 +61,17 @@ def _wanted(members: dict[str, list[int]], shots: int, seed: int, regime: str) -
     total = min(shots * len(counts), sum(counts.values()))
     if regime == "relaxed":
         return _proportional(counts, total)
-    labels = np.repeat(list(counts), list(counts.values()))
-    drawn = Counter(np.random.default_rng(seed).permutation(labels)[:total].tolist())
+    drawn = Counter(_dealt_at_random(counts, seed)[:total].tolist())
     return {stratum: drawn[stratum] for stratum in counts}
+
+
+def _dealt_at_random(counts: dict[str, int], seed: int) -> Array:
+    """(N,) all strata in random order, two of them among the first C: a support of one stratum alone teaches nothing."""
+    random, labels = np.random.default_rng(seed), np.repeat(list(counts), list(counts.values()))
+    order = random.permutation(labels)
+    while len(counts) > 1 and len(set(order[: len(counts)].tolist())) == 1:
+        order = random.permutation(labels)
+    return order
 
 
 def _proportional(counts: dict[str, int], total: int) -> dict[str, int]:
