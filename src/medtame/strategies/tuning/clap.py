@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medtame.learning.loop import Descent, Step, descend
-from medtame.learning.supports import midway
-from medtame.strategies.base import Learner, classification_loss, cosine_logits, labelled, masked, same_candidates
+from medtame.learning.supports import balance, balanced_loss, midway, present
+from medtame.strategies.base import Learner, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 
@@ -38,6 +38,9 @@ def trust(zero_shot: Tensor, targets: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Clap(Learner):
     """Cross-entropy + scale x mean over classes of trust_k |w_k - t_k|^2 (Silva-Rodriguez et al. 2024).
+
+    Every class counts the same in the cross-entropy, however many rows it has: with the paper's balanced shots that is its mean over
+    rows; with prevalence the held prototypes would otherwise be spent on the commonest class.
 
     Prototypes w start at the text vectors t; both sides are of unit norm in the forward pass; the scale is frozen. The weights
     of the constraint are the zero-shot probabilities of the true class on the support, computed once before training; a
@@ -67,12 +70,13 @@ class Clap(Learner):
         anchor = texts if texts.ndim == 2 else nn.functional.normalize(texts.mean(0), dim=-1)
         zero_shot, exclusive = masked(cosine_logits(vectors, anchor, query.encoder), query.allowed), query.wanted.exclusive
         weights = self.constraint * query.encoder.scale * trust(zero_shot, targets)
+        counted = balance(targets, exclusive=exclusive) / (present(targets, exclusive=exclusive).sum() * (1 if exclusive else 2))
         prototypes, offset = anchor.clone(), midway(zero_shot, targets, exclusive=exclusive)
 
         def loss(batch: Tensor) -> Tensor:
             logits = cosine_logits(vectors[batch], nn.functional.normalize(prototypes, dim=-1), query.encoder) + offset
             logits = masked(logits, None if query.allowed is None else query.allowed[batch.numpy()])
-            wrong = classification_loss(logits, targets[batch], exclusive=exclusive)
+            wrong = balanced_loss(logits, counted[batch], exclusive=exclusive) * len(rows) / len(batch)
             return wrong + (weights * (prototypes - anchor).square().sum(1)).mean()
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
