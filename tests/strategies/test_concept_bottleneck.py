@@ -10,6 +10,9 @@ import torch
 from planted_encoder import PlantedEncoder, noise, problem, query, samples, unit
 from sklearn.linear_model import LogisticRegression
 
+import medtame
+from medtame import encoders
+from medtame.data import phantom
 from medtame.errors import SettingsError, UnknownNameError
 from medtame.strategies.knowledge.concept_bottleneck import ConceptBottleneck
 
@@ -53,6 +56,73 @@ def test_setting_the_planted_concept_moves_the_right_class_more_than_any_other(f
     for concept in OTHERS:
         moved = adapted.intervene(rows, concept, 4.0).values - adapted.intervene(rows, concept, -4.0).values
         assert float(moved.abs().max()) < 4, f"{concept} was not planted and moves a class"
+
+
+@pytest.fixture(scope="module")
+def phantom_vectors(tmp_path_factory):
+    """Vectors of real phantom images by `bundled`, and their labels."""
+    folder = tmp_path_factory.mktemp("phantom") / "images"
+    made = phantom.make(folder, patients=100, seed=1, difficulty="easy", size=64)
+    data = medtame.load(made.images)
+    return encoders.load("bundled").whole(data.samples), np.array([str(label) for label in data.samples.column("label")])
+
+
+FOUND = {
+    "tumour": "a bright rim around a dark centre",
+    "haemorrhage": "a patch of blood inside the brain",
+    "infarct": "a wedge without contrast to its surroundings",
+    "white matter lesions": "many small bright spots",
+    "normal": "two halves that are alike",
+}
+
+
+@pytest.fixture(scope="module")
+def seen(phantom_vectors, tmp_path_factory):
+    """The phantom's images and a bottleneck fitted on half of them. The encoder knows the sentences by the other half: a sentence is
+    the direction from all images to those of its class, with as much noise; what the phantom has nothing of is noise alone."""
+    vectors, labels = phantom_vectors
+    names, half = tuple(FOUND), np.arange(len(labels)) % 2 == 0
+    middle = vectors[half].mean(0)
+    sentences = {}
+    for number, (name, finding) in enumerate(FOUND.items()):
+        direction = unit(vectors[half & (labels == name)].mean(0) - middle)
+        sentences[f"an image that shows {finding}"] = unit(direction + unit(noise(vectors.shape[1], seed=number)))
+    for number, finding in enumerate(OTHERS):
+        sentences[f"an image that shows {finding}"] = unit(noise(vectors.shape[1], seed=100 + number))
+    path = tmp_path_factory.mktemp("findings") / "own.json"
+    listed = {name: [finding] for name, finding in FOUND.items()}
+    listed["normal"] += OTHERS
+    path.write_text(json.dumps({"classes": listed}), encoding="utf-8")
+    rows = vectors[~half]
+    asked = query(PlantedEncoder(rows, sentences), names, samples(len(rows)))
+    targets = [names.index(label) for label in labels[~half]]
+    return asked, ConceptBottleneck(file=str(path)).fit(problem(asked, targets)), ConceptBottleneck(file=str(path)), targets
+
+
+def moves(adapted, asked, concept):
+    """(C,) how far the logit of each class goes, from two deviations below the mean of a concept to two above."""
+    return (adapted.intervene(asked, concept, 2.0).values - adapted.intervene(asked, concept, -2.0).values).mean(0)
+
+
+@pytest.mark.parametrize("name", ["tumour", "white matter lesions"])
+def test_a_concept_that_the_phantom_planted_moves_its_class_more_than_any_other(seen, name):
+    asked, adapted, _, _ = seen
+    moved, k = moves(adapted, asked, FOUND[name]), asked.wanted.names.index(name)
+    others = torch.cat([moved[:k], moved[k + 1 :]])
+    assert float(moved[k]) > 1.5 * float(others.abs().max()), dict(zip(asked.wanted.names, moved.tolist(), strict=True))
+
+
+def test_no_other_concept_moves_the_tumours_so_far(seen):
+    asked, adapted, _, _ = seen
+    far = {concept: float(moves(adapted, asked, concept)[asked.wanted.names.index("tumour")]) for concept in adapted.concepts}
+    assert max(far, key=far.__getitem__) == FOUND["tumour"], far
+
+
+def test_from_shuffled_labels_the_planted_concept_moves_no_class_so_far(seen):
+    asked, adapted, method, targets = seen
+    k = asked.wanted.names.index("tumour")
+    shuffled = method.fit(problem(asked, np.random.default_rng(0).permutation(targets).tolist()))
+    assert float(moves(shuffled, asked, FOUND["tumour"])[k]) < float(moves(adapted, asked, FOUND["tumour"])[k]) / 2
 
 
 def test_findings_that_name_a_class_are_no_concepts(file):
