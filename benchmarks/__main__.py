@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import cache, decode, encode
+from benchmarks import bootstrap, cache, cache_search, decode, encode, grid, ridge, transduction
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -22,6 +22,11 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "decode_small_grey": decode.of_small_grey,
     "second_run": cache.second_run,
     "cache_rows": cache.rows,
+    "bootstrap": bootstrap.macro_auroc_and_balanced_accuracy,
+    "grid": grid.fourteen_methods,
+    "cache_search": cache_search.twenty_by_twenty,
+    "ridge": ridge.leave_one_out,
+    "transduction": transduction.of_rows,
 }
 
 

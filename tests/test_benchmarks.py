@@ -28,6 +28,11 @@ ISSUE = {  # name: goal
     "decode_small_grey": 1.3,
     "second_run": 1000.0,
     "cache_rows": None,
+    "bootstrap": 100.0,
+    "grid": 200.0,
+    "cache_search": 50.0,
+    "ridge": 5.0,
+    "transduction": 10.0,
 }
 
 
@@ -116,6 +121,60 @@ def test_a_second_run_gives_the_same_bits(of: Callable[[str], Any]):
 def test_random_rows_are_the_written_ones_at_one_hundredth_more(of: Callable[[str], Any]):
     assert checked(of("cache").rows(6000, 512, 300))[0].startswith("ok: rows equal, 1.00")
     assert checked(of("cache").rows(600, 16, 30))[0].startswith("failed: rows equal, 1.")  # short rows: the keys weigh too much
+
+
+def test_resamples_in_one_call_are_those_of_scikit_learn(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    found, goal = checked(of("bootstrap").macro_auroc_and_balanced_accuracy(90, 3, 8))
+    assert (found[:4], goal) == ("ok: ", 100.0)
+    monkeypatch.setattr(of("bootstrap"), "in_a_loop", lambda probabilities, truth, chosen: (0.5, 0.5))
+    assert checked(of("bootstrap").macro_auroc_and_balanced_accuracy(90, 3, 8))[0].startswith("failed: largest difference")
+
+
+def test_the_search_of_the_cache_finds_what_the_loops_find(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    found, goal = checked(of("cache_search").twenty_by_twenty(40, 4, 32))
+    assert (found[:4], goal) == ("ok: ", 50.0)
+    monkeypatch.setattr(of("cache_search"), "searched", lambda *given, **more: (1.0, 5.5))
+    assert checked(of("cache_search").twenty_by_twenty(40, 4, 32))[0].startswith("failed: alpha 1, beta 5.5")
+
+
+def test_ridge_finds_the_penalty_and_the_decisions_of_scikit_learn(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    found, goal = checked(of("ridge").leave_one_out(120, 3, 16, 20))
+    assert (found[:4], goal) == ("ok: ", 5.0)
+    monkeypatch.setattr("medtame.strategies.tuning.ridge_probe.leave_one_out", lambda x, y, penalties: penalties)  # always the first
+    assert checked(of("ridge").leave_one_out(120, 3, 16, 20))[0].startswith("failed: penalty 0.0001")
+
+
+def test_transduction_equals_the_dense_one_and_holds_no_matrix_of_all_pairs(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    found, goal = checked(of("transduction").of_rows(300, 4, 16, (5000, 10_000)))
+    assert (found[:4], goal) == ("ok: ", 10.0)
+    module = "medtame.strategies.direct_use.transductive"
+    monkeypatch.setattr(f"{module}.NUMBERS_AT_ONCE", 2**30)
+    assert checked(of("transduction").of_rows(300, 4, 16, (1000, 2000)))[0].startswith("failed: ")  # all pairs at once: memory
+    monkeypatch.undo()
+    monkeypatch.setattr(f"{module}.nearest", lambda features, count: (torch.zeros(len(features), 0, dtype=torch.long), torch.zeros(0)))
+    assert checked(of("transduction").of_rows(300, 4, 16, (5000, 10_000)))[0].startswith("failed: ")
+
+
+def test_a_peak_is_what_is_held_at_a_time(of: Callable[[str], Any]):
+    def work() -> None:
+        for _ in range(5):
+            torch.ones(1000).add(1)
+
+    assert of("transduction").peak_bytes(work) == 8000
+
+
+def test_the_grid_equals_fourteen_plain_methods(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    small = {"shots": (1, 4), "draws": 2, "test": 60, "classes": 3, "dimension": 16, "resamples": 5, "timed": 3}
+    found, goal = checked(of("grid").fourteen_methods(**small))
+    assert (found[:4], goal) == ("ok: ", 200.0)
+    assert "3 of 56 plain cells timed and scaled" in found
+    with torch.no_grad(), of("grid").fourteen_methods(**small) as case:
+        intervals = case.ours()
+        assert case.plain_share == 3 / 56
+    assert len(intervals) == 28
+    assert all((low <= high and 0 <= low <= 1) for both in intervals.values() for low, high in both)
+    monkeypatch.setitem(of("plain_methods").METHODS, "gda", of("plain_methods").zero_shot)
+    assert "(gda)" in checked(of("grid").fourteen_methods(**small | {"shots": (2,), "draws": 1}))[0]
 
 
 def test_the_command_states_each_benchmark_of_the_issue(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +25,13 @@ def listing(shelf: str) -> dict[str, str]:
     if found is None or not found.submodule_search_locations:
         raise MedtameError(f"no shelf {shelf!r}: reinstall medtame")
     folder = Path(next(iter(found.submodule_search_locations)))
+    inside = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return dict(_listed(shelf, folder, tuple(path.stat().st_mtime_ns for path in inside)))
+
+
+@lru_cache(maxsize=8)
+def _listed(shelf: str, folder: Path, changed: tuple[int, ...]) -> dict[str, str]:
+    """The same; read again only where a file came or went (`changed`: the times of the folders)."""
     names: dict[str, str] = {}
     for path in sorted(folder.rglob("*.py")):
         if path.stem.startswith("_") or path.stem == "base":
@@ -68,11 +78,12 @@ def build(shelf: str, name: str, settings: Mapping[str, Any] | None = None) -> A
 
 
 def _checked(name: str, key: str, value: Any, hint: Any, known: Iterable[str]) -> Any:
-    """One setting, of the right type; text from a command line counts as a number or as a list with commas."""
+    """One setting, of the right type; text from a command line counts as a number or as a list with commas (or in JSON)."""
     if dataclasses.is_dataclass(value):
         return value
-    if isinstance(value, str) and get_origin(hint) is tuple:
-        value = tuple(part.strip() for part in value.split(",") if part.strip())
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if isinstance(value, str) and get_origin(plain) is tuple:
+        value = listed(value)
     try:
         return TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
@@ -80,6 +91,14 @@ def _checked(name: str, key: str, value: Any, hint: Any, known: Iterable[str]) -
         raise SettingsError(
             f"{name} cannot use {key} = {value!r}: {reason[0].lower()}{reason[1:]}. Its settings: {', '.join(known)}."
         ) from None
+
+
+def listed(text: str) -> Any:
+    """Parts by commas; a JSON list where a part holds a comma itself."""
+    if text.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):
+            return json.loads(text)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def settings_of(value: Any) -> dict[str, Any]:

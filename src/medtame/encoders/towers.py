@@ -7,6 +7,8 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
@@ -125,7 +127,14 @@ def file_name(picture: Picture) -> str | None:
         return None  # its digest says what is wrong
     if picture.path.suffix.lower() == ".mhd":
         return None  # its pixels lie in another file
-    parts = (CONVENTION, picture.path.absolute(), picture.frame, picture.window, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    folder = "" if picture.path.is_absolute() else str(Path.cwd())
+    return _hashed(picture, folder, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@lru_cache(maxsize=2**17)
+def _hashed(picture: FilePicture, folder: str, *changes: int) -> str:
+    """Of what tells a file apart: a picture whose path may start at `folder`, its size and times."""
+    parts = (CONVENTION, Path(folder) / picture.path, picture.frame, picture.window, *changes)
     return hashlib.sha256("\n".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()
 
 

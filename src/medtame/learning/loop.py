@@ -59,6 +59,9 @@ class Descent:
         return torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True)
 
 
+Slopes = Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor | None]]]  # row numbers -> the loss, and its gradient to each tensor
+
+
 def descend(
     named: Mapping[str, Tensor],
     loss: Callable[[Tensor], Tensor],
@@ -68,29 +71,41 @@ def descend(
     seed: int,
     resume: Mapping[str, Tensor] | None = None,
 ) -> Generator[Step, None, dict[str, Tensor]]:
-    """Minimise `loss(row numbers)` over the named tensors, in place, by batches of n rows.
+    """Minimise `loss(row numbers)` over the named tensors as `descend_slopes` does, with gradients by autograd."""
+    for parameter in named.values():
+        parameter.requires_grad_(True)
+
+    def slopes(rows: Tensor) -> tuple[Tensor, Mapping[str, Tensor | None]]:
+        value = loss(rows)
+        found = torch.autograd.grad(value, list(named.values()), allow_unused=True)
+        return value.detach(), dict(zip(named, found, strict=True))
+
+    return (yield from descend_slopes(named, slopes, how, n=n, seed=seed, resume=resume))
+
+
+def descend_slopes(
+    named: Mapping[str, Tensor], slopes: Slopes, how: Descent, *, n: int, seed: int, resume: Mapping[str, Tensor] | None = None
+) -> Generator[Step, None, dict[str, Tensor]]:
+    """Go down the gradients that `slopes(row numbers)` gives to the named tensors, in place, by batches of n rows.
 
     Batches come from (seed, step), so that a resumed descent equals an uninterrupted one bit for bit on a CPU with the same
     number of threads. `resume` is the state of a step. Returns the named tensors, detached.
     """
-    parameters = list(named.values())
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimiser = how.made(parameters)
+    optimiser = how.made(list(named.values()))
     start = _restored(named, optimiser, resume) if resume is not None else 0
     for number in range(start + 1, how.steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = how.learning_rate * warm_cosine(number, how.steps, how.warm_up)
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))[: how.batch]
-        value = loss(rows)
-        optimiser.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+        value, found = slopes(rows)
+        for name, tensor in named.items():
+            tensor.grad = found[name]
         optimiser.step()
 
         def state(number: int = number) -> dict[str, Tensor]:
             return _kept(named, optimiser, number)
 
-        yield Step(number, how.steps, float(value.detach()), state)
+        yield Step(number, how.steps, float(value), state)
     return {name: tensor.detach().clone() for name, tensor in named.items()}
 
 

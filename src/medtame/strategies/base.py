@@ -29,8 +29,8 @@ class Method(ABC):
     towers: ClassVar[frozenset[str]] = frozenset()  # of the encoder: text, image_modules, text_modules
     scope: ClassVar[Scope] = "row"  # set: all query rows in one call (transductive)
     new_words: ClassVar[bool] = False  # scores candidates that fit never saw
-    reads: ClassVar[frozenset[str]] = frozenset()  # which words reach the answer: of the candidates, of the rows
-    starts_at_zero_shot: ClassVar[bool] = False  # with no step made it answers as zero_shot does
+    reads: ClassVar[frozenset[str]] = frozenset()  # words that reach the answer: of candidates, rows, findings, owned_findings
+    starts_at_zero_shot: ClassVar[bool] = False  # with no step made: zero_shot's answer (several labels: its order)
     unlabelled: ClassVar[bool] = False  # learns from `Problem.unlabelled`, where there is any: training rows outside the support
     stores_support: ClassVar[bool] = False  # the run holds features or texts of training rows
     trains: ClassVar[str] = "nothing"  # what is fitted, in a few words
@@ -83,6 +83,11 @@ def cosine_logits(vectors: Tensor, texts: Tensor, encoder: Encoder) -> Tensor:
 def masked(logits: Tensor, allowed: Array | None) -> Tensor:
     """Logits with the candidates that a row may not take put far below everything else; `allowed` is (N, C)."""
     return logits if allowed is None else logits.masked_fill(~torch.as_tensor(allowed), REFUSED)
+
+
+def allowed_of(query: Query, rows: Tensor) -> Array | None:
+    """(n, C) the candidates that some rows may take."""
+    return None if query.allowed is None else query.allowed[rows.numpy()]
 
 
 def same_candidates(names: tuple[str, ...], query: Query) -> None:

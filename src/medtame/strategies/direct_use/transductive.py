@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from medtame.strategies.base import Method, masked, same_candidates, zero_shot_logits
@@ -37,7 +39,7 @@ class TransductiveAdapted(Adapted):
 
     def solved(self, features: Tensor, logits: Tensor, near: Tensor, weights: Tensor) -> Tensor:
         """(N, C) log probabilities from centred features (N, D), zero-shot logits (N, C) and neighbours (N, k)."""
-        prior = self.text_weight * logits.log_softmax(1)
+        prior, between = self.text_weight * logits.log_softmax(1), affinity(near, weights)
         said = logits.log_softmax(1)
         sure = logits.softmax(1).topk(min(self.confident, len(features)), dim=0).indices  # (confident, C)
         means = features[sure].mean(0)
@@ -45,7 +47,7 @@ class TransductiveAdapted(Adapted):
         for _ in range(self.rounds):
             known = prior + self.likelihood_weight * likelihood(features, means, variance)
             for _ in range(self.steps):
-                said = (known + smoothed(said.exp(), near, weights)).log_softmax(1)
+                said = (known + torch.from_numpy(between @ said.exp().numpy())).log_softmax(1)
             share = said.exp()
             total = share.sum(0)[:, None]
             means = torch.where(total > 1e-6, share.T @ features / total.clamp(min=1e-6), means)
@@ -67,13 +69,11 @@ def nearest(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found]).clamp(min=0)
 
 
-def smoothed(share: Tensor, near: Tensor, weights: Tensor) -> Tensor:
-    """(N, C) (W + W^T) z / 2k of shares z (N, C), with W the neighbours' cosines."""
-    total = torch.zeros_like(share)
-    for column, weight in zip(near.T, weights.T, strict=True):
-        total += weight[:, None] * share[column]
-        total.index_add_(0, column, weight[:, None] * share)
-    return total / max(1, 2 * near.shape[1])
+def affinity(near: Tensor, weights: Tensor) -> csr_matrix:
+    """(N, N) sparse (W + W^T) / 2k, with W the cosines of each row's k neighbours."""
+    n, k = near.shape
+    found = csr_matrix((weights.numpy().ravel(), near.numpy().ravel(), np.arange(n + 1) * k), shape=(n, n))
+    return (found + found.T) * np.float32(1 / max(1, 2 * k))
 
 
 def likelihood(features: Tensor, means: Tensor, variance: Tensor) -> Tensor:

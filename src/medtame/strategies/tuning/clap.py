@@ -9,9 +9,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from medtame.learning.loop import Descent, Step, descend
-from medtame.learning.supports import balance, balanced_loss, midway, present
-from medtame.strategies.base import Learner, cosine_logits, labelled, masked, same_candidates
+from medtame.learning.loop import Descent, Step, descend_slopes
+from medtame.learning.slopes import of_balanced, to_prototypes, units
+from medtame.learning.supports import balance, midway, present
+from medtame.strategies.base import Learner, allowed_of, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 
@@ -73,12 +74,16 @@ class Clap(Learner):
         counted = balance(targets, exclusive=exclusive) / (present(targets, exclusive=exclusive).sum() * (1 if exclusive else 2))
         prototypes, offset = anchor.clone(), midway(zero_shot, targets, exclusive=exclusive)
 
-        def loss(batch: Tensor) -> Tensor:
-            logits = cosine_logits(vectors[batch], nn.functional.normalize(prototypes, dim=-1), query.encoder) + offset
-            logits = masked(logits, None if query.allowed is None else query.allowed[batch.numpy()])
-            wrong = balanced_loss(logits, counted[batch], exclusive=exclusive) * len(rows) / len(batch)
-            return wrong + (weights * (prototypes - anchor).square().sum(1)).mean()
+        def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            allowed = allowed_of(query, batch)
+            unit, norms = units(prototypes)
+            logits = masked(cosine_logits(vectors[batch], unit, query.encoder) + offset, allowed)
+            wrong, slope = of_balanced(logits, counted[batch] * (len(rows) / len(batch)), exclusive=exclusive)
+            away = prototypes - anchor
+            held = (weights * away.square().sum(1)).mean()
+            pull = to_prototypes(slope, vectors[batch], unit, norms, query.encoder.scale, allowed)
+            return wrong + held, {"prototypes": pull + 2 / len(weights) * weights[:, None] * away}
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
-        kept = yield from descend({"prototypes": prototypes}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
+        kept = yield from descend_slopes({"prototypes": prototypes}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
         return ClapAdapted(problem.query.wanted.names, kept["prototypes"], None if exclusive else offset)

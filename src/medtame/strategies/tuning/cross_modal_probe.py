@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medtame.learning.loop import Descent, Step, descend
-from medtame.learning.supports import balanced_loss
-from medtame.strategies.base import Learner, classification_loss, cosine_logits, labelled, masked, same_candidates
+from medtame.learning.loop import Descent, Step, descend_slopes
+from medtame.learning.slopes import of_balanced, of_mean, to_prototypes, units
+from medtame.strategies.base import Learner, allowed_of, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 
@@ -71,14 +71,17 @@ class CrossModalProbe(Learner):
         weight = weight / weight.abs().sum(0) / len(plain)
         shift = torch.zeros(targets.shape[1], vectors.shape[1])
 
-        def loss(batch: Tensor) -> Tensor:
-            wording = texts if texts.ndim == 2 else texts[batch]
-            allowed = None if query.allowed is None else query.allowed[batch.numpy()]
-            of_images = cosine_logits(vectors[batch], nn.functional.normalize(wording + shift, dim=-1), query.encoder)
-            of_texts = cosine_logits(sentences, nn.functional.normalize(plain + shift, dim=-1), query.encoder)
-            images = classification_loss(masked(of_images, allowed), targets[batch], exclusive=exclusive)
-            return (images + balanced_loss(of_texts, weight, exclusive=exclusive)) / 2
+        def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            allowed = allowed_of(query, batch)
+            unit, norms = units((texts if texts.ndim == 2 else texts[batch]) + shift)
+            of_images = masked(cosine_logits(vectors[batch], unit, query.encoder), allowed)
+            images, slope = of_mean(of_images, targets[batch], exclusive=exclusive)
+            pull = to_prototypes(slope, vectors[batch], unit, norms, query.encoder.scale, allowed)
+            unit, norms = units(plain + shift)
+            words, slope = of_balanced(cosine_logits(sentences, unit, query.encoder), weight, exclusive=exclusive)
+            pull = pull + to_prototypes(slope, sentences, unit, norms, query.encoder.scale)
+            return (images + words) / 2, {"shift": pull / 2}
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, weight_decay=0.01, warm_up=1)
-        kept = yield from descend({"shift": shift}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
+        kept = yield from descend_slopes({"shift": shift}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
         return CrossModalProbeAdapted(problem.query.wanted.names, kept["shift"])

@@ -10,9 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medtame.learning.loop import Descent, Step, descend
+from medtame.learning.loop import Descent, Step, descend_slopes
+from medtame.learning.slopes import of_mean, to_prototypes, units
 from medtame.learning.supports import present
-from medtame.strategies.base import Learner, classification_loss, cosine_logits, labelled, masked, same_candidates
+from medtame.strategies.base import Learner, allowed_of, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 
@@ -56,13 +57,13 @@ class TextInitialisedProbe(Learner):
         learnt = present(targets, exclusive=exclusive)[:, None]
         shift = torch.zeros(targets.shape[1], vectors.shape[1])
 
-        def loss(batch: Tensor) -> Tensor:
-            wording = texts if texts.ndim == 2 else texts[batch]
-            weights = nn.functional.normalize(wording + shift * learnt, dim=-1)
-            allowed = None if query.allowed is None else query.allowed[batch.numpy()]
-            logits = masked(cosine_logits(vectors[batch], weights, query.encoder), allowed)
-            return classification_loss(logits, targets[batch], exclusive=exclusive)
+        def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            allowed = allowed_of(query, batch)
+            unit, norms = units((texts if texts.ndim == 2 else texts[batch]) + shift * learnt)
+            logits = masked(cosine_logits(vectors[batch], unit, query.encoder), allowed)
+            value, slope = of_mean(logits, targets[batch], exclusive=exclusive)
+            return value, {"shift": learnt * to_prototypes(slope, vectors[batch], unit, norms, query.encoder.scale, allowed)}
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
-        kept = yield from descend({"shift": shift}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
+        kept = yield from descend_slopes({"shift": shift}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
         return TextInitialisedProbeAdapted(problem.query.wanted.names, kept["shift"])
