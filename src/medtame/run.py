@@ -10,17 +10,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from medtame import catalogue, state
 from medtame.data import manifest, splits
 from medtame.data.samples import ManifestSamples
+from medtame.data.series import SeriesPicture
 from medtame.encoders import card as encoder_card
 from medtame.encoders import load as load_encoder
 from medtame.errors import DataError, PairError, RunError
@@ -33,7 +35,8 @@ from medtame.strategies.base import Learner, Method
 from medtame.tasks.base import Frame, Task
 from medtame.types import Adapted, Answer, Boxes, Encoder, Fitted, Grids, Kind, Predicted, Problem, Query, Samples, Scope, Scores, Texts
 
-SAMPLES_AT_ONCE = 64  # how many samples a row-wise method answers in one go
+SAMPLES_AT_ONCE = 64  # how many samples a row-wise method answers in one go where they pass through a tower or a decoder
+VECTORS_AT_ONCE = 4096  # the same where their vectors are all it takes
 RESAMPLES = 1000
 RESEARCH_USE = "research use only: not for clinical decisions"
 Watch = Callable[[Step], None]
@@ -74,7 +77,10 @@ def load(
     samples = manifest.read(path, columns=columns, root=None if root is None else Path(root)).windowed(window)
     samples = asked.usable(samples)
     split = splits.split(samples, allow_leakage=allow_leakage)
-    return Data(samples, asked.settled(samples.take(split.train)), split)
+    settled = asked.settled(samples.take(split.train))
+    if split.test is not None:
+        settled.servable(samples.take(split.test))
+    return Data(samples, settled, split)
 
 
 def encoder(spec: str = "bundled", *, watch: Callable[[int, int], None] | None = None) -> CachedEncoder:
@@ -105,11 +111,11 @@ def unmet(task: Task, method: Method) -> str:
     return ""
 
 
-def answer(adapted: Adapted, query: Query, scope: Scope) -> Answer:
+def answer(adapted: Adapted, query: Query, scope: Scope, at_once: int = SAMPLES_AT_ONCE) -> Answer:
     """The answer to all rows: in batches where a row's answer depends on the row alone, else in one call."""
-    if scope != "row" or len(query.samples) <= SAMPLES_AT_ONCE:
+    if scope != "row" or len(query.samples) <= at_once:
         return adapted.answer(query)
-    parts = [adapted.answer(part) for part in query.batches(SAMPLES_AT_ONCE)]
+    parts = [adapted.answer(part) for part in query.batches(at_once)]
     if isinstance(parts[0], Scores):
         return Scores(torch.cat([part.values for part in parts if isinstance(part, Scores)]))
     if isinstance(parts[0], Grids):
@@ -119,9 +125,19 @@ def answer(adapted: Adapted, query: Query, scope: Scope) -> Answer:
     return Texts([text for part in parts if isinstance(part, Texts) for text in part.values])
 
 
+def tempered(found: Answer, query: Query, temperature: float) -> Answer:
+    """Logits of exclusive candidates over the temperature of the run; every other answer as it is."""
+    if temperature == 1.0 or not isinstance(found, Scores) or query.candidates is None or not query.candidates.exclusive:
+        return found
+    return Scores(found.values / temperature)
+
+
 @dataclass(frozen=True)
 class Run:
-    """A fitted method with its task and encoder: what `adapt` gives, `save` writes and `open` reads."""
+    """A fitted method with its task and encoder: what `adapt` gives, `save` writes and `open` reads.
+
+    `about["temperature"]`, where `compare` fitted one on held-out training rows, divides the logits of exclusive candidates.
+    """
 
     task: Task
     frame: Frame
@@ -143,7 +159,8 @@ class Run:
         if query.wants != "grids":
             query.vectors()  # what the cache lacks is encoded with all threads
         with threads(threads_of(self.method)):
-            return answer(self.adapted, query, self.method.scope)
+            found = answer(self.adapted, query, self.method.scope, samples_at_once(self.method, query))
+        return tempered(found, query, float(self.about.get("temperature", 1.0)))
 
     def predict(self, images: Samples | Sequence[str | Path] | str | Path, words: Sequence[str] | None = None) -> Predicted:
         """Predictions for samples, a manifest, a folder, or a list of image files."""
@@ -192,28 +209,31 @@ def open(folder: str | Path, opener: Callable[[str], Encoder] = encoder) -> Run:
 
 
 def opened_images(images: Sequence[str | Path] | str | Path) -> ManifestSamples:
-    """Samples from a manifest, a folder (flat, or with sub-folders; DICOM files joined to series), or a list of image files."""
+    """Samples from a manifest, or from image files and folders (their images at any depth; DICOM files joined to series).
+
+    Names are as they were given. Raises DataError for what is not there, and for a folder without an image.
+    """
     if isinstance(images, (str, Path)):
-        path = Path(images)
-        if manifest.is_manifest(path):
-            return manifest.read(path)
-        if path.is_dir():
-            return in_folder(path)
-        images = [path]
-    absent = [str(image) for image in images if not Path(image).is_file()]
+        if manifest.is_manifest(Path(images)):
+            return manifest.read(images)
+        images = [images]
+    absent = [str(image) for image in images if not Path(image).is_file() and not Path(image).is_dir()]
     if absent:
-        raise DataError(
-            f"there is no file {absent[0]}" + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "") + ": correct the path"
-        )
-    return ManifestSamples({"image": [str(Path(image).absolute()) for image in images]}, np.arange(len(images)))
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        raise DataError(f"there is no file or folder {absent[0]}{more}: correct the path")
+    found = [one for image in images for one in (in_folder(Path(image)) if Path(image).is_dir() else [str(image)])]
+    return ManifestSamples({"image": found}, np.arange(len(found)), Path.cwd())
 
 
-def in_folder(folder: Path) -> ManifestSamples:
-    """The images below a folder, a row each; a DICOM series is one."""
+def in_folder(folder: Path) -> list[str | SeriesPicture]:
+    """The images below a folder, named from it as it was given; a DICOM series is one."""
+    whole = folder.absolute()
     found = manifest.images_below(folder)
     if not found:
         raise DataError(f"no image in {folder}: give image files, a folder that holds some, or a manifest")
-    return ManifestSamples({"image": found}, np.arange(len(found)))
+    return [
+        str(folder / Path(one).relative_to(whole)) if isinstance(one, str) else replace(one, name=str(folder / one.name)) for one in found
+    ]
 
 
 def fitted(
@@ -261,6 +281,12 @@ def _watched(steps: Any, watch: Watch) -> Adapted:
             return adapted
 
 
+def samples_at_once(method: Method, query: Query) -> int:
+    """Many where vectors of whole images are all that the method reads, few where maps or pixels are made."""
+    small = query.wants == "scores" and query.regions is None and not method.towers & {"image_modules", "grid"}
+    return VECTORS_AT_ONCE if small else SAMPLES_AT_ONCE
+
+
 def threads_of(method: Method) -> int:
     """All threads for what passes through a tower or a decoder, else one."""
     return torch.get_num_threads() if method.towers & {"image_modules", "grid"} else 1
@@ -272,10 +298,16 @@ def threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with threadpool_limits(count):
+        with _pools(len(sys.modules)).limit(limits=count):
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@lru_cache(maxsize=1)
+def _pools(modules: int) -> ThreadpoolController:
+    """The thread pools of the loaded libraries; looked for anew when a module was imported, which may have brought one."""
+    return ThreadpoolController()
 
 
 def learnt_numbers(adapted: Adapted) -> int:

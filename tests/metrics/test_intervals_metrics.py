@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm, t
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from medtame.errors import MedtameError
+from medtame.metrics.classification import classification
 from medtame.metrics.intervals import difference, harm_rate, one_way, resampled_draws, resampled_groups, two_way
 from medtame.metrics.statistic import Auroc, Mean
 from medtame.types import Array
@@ -37,25 +40,76 @@ def test_draws_and_patients_share_no_random_numbers_where_they_share_a_seed() ->
     assert abs(np.corrcoef(rows.ravel(), draws.ravel())[0, 1]) < 0.03
 
 
-def test_one_way_equals_percentiles_of_a_loop() -> None:
+def ends(resampled: list[float], taken: list[list[float]], values: list[float], groups: int) -> tuple[float, float]:
+    """The interval once more, a resample and a draw at a time: `taken[b][d]` is draw d on resample b of the patients."""
+    few, draws = groups / (groups - 1), len(values)
+    middle = [sum(row) / draws for row in taken]
+    of_patients = few * np.var(middle)
+    whole = peculiar = 0.0
+    if draws > 1:
+        whole = np.var(values, ddof=1) / draws
+        each = [np.var([row[d] - m for row, m in zip(taken, middle, strict=True)]) for d in range(draws)]
+        peculiar = few * np.mean(each) * draws / (draws - 1) / draws
+    total = of_patients + max(whole - peculiar, 0)
+    freedom = total**2 / (of_patients**2 / (groups - 1) + (whole**2 / (draws - 1) if draws > 1 else 0))
+    level = 100 * norm.cdf(-np.sqrt(total / np.var(resampled)) * t.ppf(0.975, max(freedom, 1)))
+    low, high = np.percentile(resampled, (level, 100 - level))
+    return float(low), float(high)
+
+
+def test_one_way_equals_a_loop() -> None:
     rng = np.random.default_rng(0)
     values, groups = rng.normal(size=30), rng.integers(0, 8, 30)
     counts = resampled_groups(groups, 200, 5)
     slow = [np.repeat(values, times).mean() for times in counts]
     found = one_way(Mean(values), counts)
     assert (found.value, found.n) == (pytest.approx(values.mean()), 30)
-    assert (found.low, found.high) == pytest.approx((np.percentile(slow, 2.5), np.percentile(slow, 97.5)))
+    assert (found.low, found.high) == pytest.approx(ends(slow, [[one] for one in slow], [values.mean()], len(set(groups))), abs=1e-9)
+    assert found.low < np.percentile(slow, 2.5) < np.percentile(slow, 97.5) < found.high  # eight patients are few
 
 
 def test_two_way_equals_a_loop_over_draws_and_rows() -> None:
     rng = np.random.default_rng(0)
     values, groups = rng.normal(size=(4, 30)), rng.integers(0, 8, 30)
     rows, draws = resampled_groups(groups, 200, 5), resampled_draws(4, 200, 5)
-    slow = [np.mean([np.repeat(values[d], r).mean() for d in np.repeat(np.arange(4), k)]) for r, k in zip(rows, draws, strict=True)]
+    taken = [[np.repeat(one, r).mean() for one in values] for r in rows]
+    slow = [np.mean([row[d] for d in np.repeat(np.arange(4), k)]) for row, k in zip(taken, draws, strict=True)]
     found = two_way([Mean(one) for one in values], rows, draws)
     np.testing.assert_allclose(found.resampled, slow)
     assert found.interval.value == pytest.approx(values.mean())
-    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))))
+    assert (found.interval.low, found.interval.high) == pytest.approx(
+        ends(slow, taken, values.mean(1).tolist(), len(set(groups))), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", ["balanced_accuracy", "macro_auroc", "brier"])
+def test_two_way_intervals_of_a_classification_equal_scikit_learn_in_a_loop(name: str) -> None:
+    """Two methods, three draws, clustered patients: the intervals of both and of their paired difference."""
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(14), 4)
+    truth = rng.permutation(np.arange(14) % 3)[groups]
+    rows, draws = resampled_groups(groups, 40, 1), resampled_draws(3, 40, 1)
+
+    def plain(p: Array, chosen: Array) -> float:
+        if name == "balanced_accuracy":
+            return float(balanced_accuracy_score(truth[chosen], p[chosen].argmax(1)))
+        if name == "macro_auroc":
+            return float(roc_auc_score(truth[chosen], p[chosen], multi_class="ovr", labels=range(3)))
+        return float(np.mean([sum((p[row, k] - (truth[row] == k)) ** 2 for k in range(3)) for row in chosen]))
+
+    found, taken, values, slow = [], [], [], []
+    for _ in range(2):
+        p = [rng.dirichlet(np.ones(3), len(groups)) + 0.4 * np.eye(3)[truth] for _ in range(3)]
+        p = [one / one.sum(1, keepdims=True) for one in p]
+        found.append(two_way([classification(one, truth)[name] for one in p], rows, draws))
+        taken.append([[plain(one, np.repeat(np.arange(len(groups)), r)) for one in p] for r in rows])
+        values.append([plain(one, np.arange(len(groups))) for one in p])
+        slow.append([sum(k * one for k, one in zip(count, row, strict=True)) / 3 for row, count in zip(taken[-1], draws, strict=True)])
+        np.testing.assert_allclose(found[-1].resampled, slow[-1], atol=1e-6)
+        assert (found[-1].interval.low, found[-1].interval.high) == pytest.approx(ends(slow[-1], taken[-1], values[-1], 14), abs=1e-6)
+    gap = difference(*found)
+    apart = [(np.array(pair[0]) - np.array(pair[1])).tolist() for pair in (slow, taken, values)]
+    assert (gap.low, gap.high) == pytest.approx(ends(*apart, 14), abs=1e-6)
 
 
 def clustered(rng: np.random.Generator) -> Array:

@@ -55,9 +55,13 @@ def row(of: str, place: int, **changed: Any) -> dict[str, Any]:
         "gain": mean - 0.29,
         "gain_low": mean - 0.3281,
         "gain_high": mean - 0.2713,
+        "gain_p": 0.002,
+        "gain_p_holm": 0.014,
         "gain_over_probe": mean - MEANS["linear_probe"][place],
         "gain_over_probe_low": mean - MEANS["linear_probe"][place] - 0.0213,
         "gain_over_probe_high": mean - MEANS["linear_probe"][place] + 0.0191,
+        "gain_over_probe_p": 0.2,
+        "gain_over_probe_p_holm": 0.61,
         "harm_rate": 0.15,
         "fit_seconds": 0.37 + place,
         "trainable_parameters": 1536 + place,
@@ -248,8 +252,11 @@ def test_every_number_of_every_row_stands_in_its_line() -> None:
     assert len(lines) == len(record.rows)
     for one in record.rows:
         found = lines[one.method, html.shots_words(one.shots)]
-        gain = f"{number(one.gain, signed=True)} [{number(one.gain_low)}, {number(one.gain_high)}]"
-        probe = f"{number(one.gain_over_probe, signed=True)} [{number(one.gain_over_probe_low)}, {number(one.gain_over_probe_high)}]"
+        claim = " beats it" if one.gain_low > 0 else ""
+        gain = f"{number(one.gain, signed=True)} [{number(one.gain_low)}, {number(one.gain_high)}] p 0.014{claim}"
+        probe = (
+            f"{number(one.gain_over_probe, signed=True)} [{number(one.gain_over_probe_low)}, {number(one.gain_over_probe_high)}] p 0.610"
+        )
         assert found == [
             "20",
             f"{number(one.mean)} [{number(one.low)}, {number(one.high)}]",
@@ -259,6 +266,16 @@ def test_every_number_of_every_row_stands_in_its_line() -> None:
             number(one.fit_seconds, 2),
             f"{one.trainable_parameters:,}",
         ]
+
+
+def test_a_claim_stands_in_words_and_is_explained_and_only_where_it_holds_after_the_correction() -> None:
+    claimed, too_many, below = row("clap", 2, gain_p_holm=0.0004), row("clap", 2, gain_p_holm=0.051), row("clap", 2, gain_low=-0.01)
+    reference = row("clap", 2, gain_p_holm=None, gain_over_probe_p_holm=None)
+    said_of = []
+    for one in (claimed, too_many, below, reference):
+        page = said(tree(checked(values(rows=[one]))))
+        said_of.append((page.count("] p < 0.001 beats it"), page.count("beats it"), "corrected by Holm" in page))
+    assert said_of == [(2, 3, True), (0, 1, True), (0, 1, True), (0, 0, False)]  # in both tables, and once where it is explained
 
 
 def test_the_main_table_is_sorted_marked_and_complete() -> None:

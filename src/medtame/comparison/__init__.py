@@ -6,19 +6,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medtame import catalogue
-from medtame.comparison import budget, choice, controls, seen, table
+from medtame.comparison import budget, calibration, choice, controls, seen, significance, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
-from medtame.comparison.recommendation import recommended
+from medtame.comparison.recommendation import on_test, recommended
 from medtame.data import duplicates, quick_check
+from medtame.data.draws import REGIMES
 from medtame.data.splits import folds
-from medtame.errors import DataError, MedtameError, PairError, SettingsError
+from medtame.errors import DataError, MedtameError, PairError, SettingsError, UnknownNameError
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
 from medtame.report import html, record
@@ -76,7 +77,7 @@ def compare(
     shots: Sequence[Shots] | None = None,
     draws: int = 20,
     regime: str = "standard",
-    minutes: float = 10,
+    minutes: float = 2,
     seed: int = 0,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path = "medtame-out",
@@ -109,13 +110,16 @@ def compare(
     grid, best = grids[place], choices[place]
     resampling = table.Resampling(resampled_groups(grid.test_groups(), RESAMPLES, seed), seed)
     rows = [row for one, outcomes in zip(grids, found, strict=True) for row in rows_of(one, outcomes, asked, resampling, metric)]
+    rows = significance.adjusted(rows, data.task.references)
     arms = tested(grid, best.method, found[place], asked, resampling, metric, watch)
-    run = final(data, grid, best.method, folder / "run")
+    heat = calibration.fitted(grid, best, found[place], asked.shots[-1], CHOICE_FOLDS, lambda what: watch(what, 0, 1))
+    run = final(data, grid, best.method, heat, folder / "run")
     warnings = [*said(data, grid, found[place], run), *looked]
     taken = advised(grid, plans[place], metric, watch)
     seconds = time.perf_counter() - started
     details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, seconds, names=names)
-    details["recommendation"] = taken
+    details["recommendation"] = None if taken is None else on_test(taken, rows, grid.encoder.spec)
+    calibration.tell(details, grid, run, heat, asked.shots[-1], resampling)
     details["encoder_gains"] = table.encoder_gains([one.spec for one in opened], found, resampling, metric)
     made = {
         "schema": 1,
@@ -207,6 +211,8 @@ def settled(
     wanted = tuple(shots) if shots is not None else data.task.shots
     if not wanted or draws < 1 or minutes <= 0:
         raise SettingsError(f"shots, draws and minutes must be above zero (got {wanted!r}, {draws}, {minutes})")
+    if regime not in REGIMES:
+        raise UnknownNameError("regime", regime, REGIMES)
     limit = float(minutes) if methods == "fast" else None
     chosen = {name: dict(values) for name, values in settings.items()}
     return Asked(wanted, draws, regime, limit, seed, chosen, tuple(names), references, named)
@@ -334,9 +340,11 @@ def tested(
     return controls.controlled(grid, method, shots, draws, resampling, metric, lambda arm: watch(f"control {arm}", 0, 1))
 
 
-def final(data: Data, grid: Grid, method: str, folder: Path) -> Run:
-    """The best method fitted on every training row and saved."""
+def final(data: Data, grid: Grid, method: str, heat: calibration.Temperature | None, folder: Path) -> Run:
+    """The best method fitted on every training row, with its temperature, and saved."""
     run = adapt(data, grid.encoder, method=grid.method(method), seed=grid.seed)
+    if heat is not None:
+        run = replace(run, about={**run.about, "temperature": heat.value})
     run.save(folder)
     return run
 

@@ -92,10 +92,12 @@ class Grid:
 
     def unlabelled(self, method: Method, part: Part, shots: Shots, number: int) -> ManifestSamples | None:
         """The training rows outside the support, for a method that learns from rows without labels; never a test row."""
+        if not method.unlabelled:
+            return None
         train = self.data.samples.take(part.train)
         drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
         rest = np.setdiff1d(np.arange(len(train)), drawn.rows)
-        return train.take(rest) if method.unlabelled and len(rest) else None
+        return train.take(rest) if len(rest) else None
 
     def fitted(self, method: Method, part: Part, shots: Shots, number: int, **more: Any) -> Run:
         """A method on a support, as every cell and control fits it."""
@@ -114,7 +116,7 @@ class Grid:
             run = self.fitted(self.method(cell.method), part, cell.shots, cell.draw)
             found.append(run.measure(self.data.samples.take(part.test)))
             costs.append(run.about["cost"])
-            notes += said
+            notes += [*said, *told(cell, run)]
         statistics = {name: joined([statistics[name] for statistics in found]) for name in found[0]}
         cost = {
             "seconds": clock() - started,
@@ -177,6 +179,18 @@ class Grid:
         return np.concatenate([self.data.samples.groups[part.test] for part in self.parts])
 
 
+def told(cell: Cell, run: Run) -> list[str]:
+    """What a fitted method says of itself; of several draws the first one speaks."""
+    said, note = [], getattr(run.adapted, "note", "")
+    if cell.draw == 0 and note:
+        said.append(f"{cell.method}: {note.rstrip('.')}.")
+    if getattr(run.adapted, "chosen_by_data", True) is False:
+        said.append(
+            f"{cell.method} at {cell.shots} shots: its hyper-parameters were not chosen by data (too few rows); fixed ones are used."
+        )
+    return said
+
+
 def parts_of(data: Data, folds: Callable[[Samples], Sequence[tuple[Rows, Rows]]]) -> tuple[Part, ...]:
     """The given training and test rows, or folds of the training rows where no row is for the test."""
     if data.split.test is not None:
@@ -189,7 +203,7 @@ def settle_folder(folder: Path, question: dict[str, Any], *, resume: bool) -> No
     """`folder` is new or empty, or holds the same question and is to be gone on with."""
     known = folder / "question.json"
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path != known for path in folder.iterdir()):  # a question without a cell holds nothing to lose
             if not resume:
                 raise RunError(f"{folder} is not empty: give a new folder, or --resume to go on with what is there")
             if not known.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from medtame import catalogue
 from medtame.comparison.grid import Outcome, Shots
 from medtame.metrics import LOWER_IS_BETTER
-from medtame.metrics.intervals import Interval, TwoWay, difference, harm_rate, resampled_draws, two_way
+from medtame.metrics.intervals import Interval, TwoWay, harm_rate, paired, resampled_draws, two_way
 from medtame.strategies.base import Method
 from medtame.types import Array
 
@@ -33,19 +33,21 @@ class Resampling:
     def gain(self, outcomes: Sequence[Outcome], reference: Sequence[Outcome], metric: str) -> Interval:
         """How much better than the reference, on the draws that both have: positive is better, also where lower is better."""
         both = min(len(outcomes), len(reference))
-        sides = self.two_way(outcomes[:both], metric), self.two_way(reference[:both], metric)
-        return difference(*(sides[::-1] if metric in LOWER_IS_BETTER else sides))
+        return better(self.two_way(outcomes[:both], metric), self.two_way(reference[:both], metric), metric).interval
+
+
+def better(ours: TwoWay, theirs: TwoWay, metric: str) -> TwoWay:
+    """How much better, paired: positive is better, also where lower is better."""
+    return paired(theirs, ours) if metric in LOWER_IS_BETTER else paired(ours, theirs)
 
 
 def rows_of(
     outcomes: Outcomes, methods: Mapping[str, Method], resampling: Resampling, metric: str, start: str, plain: str, fixed: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """A row a method and number of shots. `start` and `plain` name the references of the two gains; `fixed` is told in every row."""
-    rows = []
+    rows, side = [], sides(outcomes, resampling, metric)
     for (name, shots), found in outcomes.items():
-        value = resampling.two_way(found, metric).interval
-        gain = resampling.gain(found, outcomes[start, shots], metric) if start in methods else None
-        over_probe = resampling.gain(found, outcomes[plain, shots], metric) if plain in methods else None
+        value = side(name, shots, len(found)).interval
         rows.append(
             {
                 "method": name,
@@ -57,8 +59,8 @@ def rows_of(
                 "mean": value.value,
                 "low": value.low,
                 "high": value.high,
-                **named("gain", gain),
-                **named("gain_over_probe", over_probe),
+                **tested("gain", side, name, start if start in methods else "", shots, outcomes, metric),
+                **tested("gain_over_probe", side, name, plain if plain in methods else "", shots, outcomes, metric),
                 "harm_rate": harm(found, outcomes[start, shots], metric) if start in methods else None,
                 "fit_seconds": float(np.mean([outcome.cost["fit_seconds"] for outcome in found])),
                 "trainable_parameters": int(max(outcome.cost["trainable_parameters"] for outcome in found)),
@@ -66,6 +68,31 @@ def rows_of(
             }
         )
     return rows
+
+
+Side = Callable[[str, Shots, int], TwoWay]
+
+
+def sides(outcomes: Outcomes, resampling: Resampling, metric: str) -> Side:
+    """(method, shots, first so many draws) -> its metric on all resamples, each taken once."""
+    taken: dict[tuple[str, Shots, int], TwoWay] = {}
+
+    def side(name: str, shots: Shots, draws: int) -> TwoWay:
+        key = name, shots, draws
+        if key not in taken:
+            taken[key] = resampling.two_way(outcomes[name, shots][:draws], metric)
+        return taken[key]
+
+    return side
+
+
+def tested(gain: str, side: Side, name: str, reference: str, shots: Shots, outcomes: Outcomes, metric: str) -> dict[str, float | None]:
+    """The gain over a reference on the draws that both have, and its p-value; none of them where there is no reference."""
+    if not reference:
+        return {**named(gain, None), f"{gain}_p": None}
+    both = min(len(outcomes[name, shots]), len(outcomes[reference, shots]))
+    gap = better(side(name, shots, both), side(reference, shots, both), metric)
+    return {**named(gain, gap.interval), f"{gain}_p": None if name == reference else gap.p_value()}
 
 
 def encoder_gains(specs: Sequence[str], found: Sequence[Outcomes], resampling: Resampling, metric: str) -> list[dict[str, Any]]:

@@ -157,21 +157,25 @@ class MacroAuroc(Statistic):
         return int((~np.isnan(self.scores) & ~np.isnan(self.truth)).any(1).sum())
 
     def _at(self, weights: Array) -> Array:
+        rows_first = np.ascontiguousarray(weights.T).T
         classes = range(self.scores.shape[1])
-        each = [_auroc(weights, self.scores[:, k], self.truth[:, k]) for k in classes]
+        each = [_auroc(rows_first, self.scores[:, k], self.truth[:, k]) for k in classes]
         return mean_of_defined(np.stack(each, 1)) if each else np.full(len(weights), np.nan)
 
 
 def _auroc(weights: Array, scores: Array, truth: Array) -> Array:
-    """One sort; then the negatives below each positive are a cumulative sum of counts."""
-    order, starts = _sorted_ties(scores, truth)
-    if not len(order):
+    """One sort; then the negatives below each positive are a cumulative sum of counts, ties half. Rows first: sums run along memory."""
+    known = ~np.isnan(scores) & ~np.isnan(truth)
+    positive, negative = np.flatnonzero(known & (truth > 0.5)), np.flatnonzero(known & (truth <= 0.5))
+    if not len(positive) or not len(negative):
         return np.full(len(weights), np.nan)
-    positive, negative = _tied_sums(weights, order, starts, truth)
-    below = negative.cumsum(1)
-    total = below[:, -1].copy()
-    below -= negative / 2
-    return share(np.einsum("bn,bn->b", positive, below), positive.sum(1) * total)
+    negative = negative[np.argsort(scores[negative])]
+    lower, upper = (np.searchsorted(scores[negative], scores[positive], side=side) for side in ("left", "right"))
+    counts = weights.T
+    below = np.concatenate([np.zeros((1, len(weights))), counts[negative].cumsum(0)])
+    of_positive = counts[positive]
+    twice = np.einsum("nb,nb->b", of_positive, below[lower] + below[upper])
+    return share(twice, 2 * of_positive.sum(0) * below[-1])
 
 
 def _sorted_ties(scores: Array, truth: Array) -> tuple[Array, Array]:

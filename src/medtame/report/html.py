@@ -17,7 +17,21 @@ from markupsafe import Markup
 
 from medtame.report import figure_page, plots
 from medtame.report.parts import Measured
-from medtame.report.record import Control, PartOfData, Record, Row, bracket, decimals, engine_sentence, number, tone, verdict, write_file
+from medtame.report.record import (
+    Control,
+    PartOfData,
+    Record,
+    Row,
+    beats,
+    bracket,
+    decimals,
+    engine_sentence,
+    number,
+    p_words,
+    tone,
+    verdict,
+    write_file,
+)
 from medtame.trust.controls import ARMS
 
 METRICS = {
@@ -94,6 +108,7 @@ def page(record: Record) -> str:
             protocol=record.details.protocol,
             headline=headline(record),
             blocks=blocks,
+            tested=any(p is not None for row in record.rows for p in (row.gain_p_holm, row.gain_over_probe_p_holm)),
             figures=None if found is None else figure_page.page(found, places(record, blocks), calibration(record)),
             numbered=any(one.image.startswith("row ") for one in (*record.details.worst_cases, *record.details.best_cases)),
             arms={arm.name: arm for arm in ARMS},
@@ -117,6 +132,7 @@ def environment() -> Environment:
     made.filters |= {"number": number, "words": plots.words, "shots": shots_words, "unbroken": unbroken, "breakable": breakable}
     made.globals |= {"part_classes": part_classes, "rest_of": rest_of, "engine_sentence": engine_sentence}
     made.globals |= {"bracket": bracket, "decimals": decimals, "verdict": verdict, "tone": tone}
+    made.globals |= {"beats": beats, "p_words": p_words}
     return made
 
 
@@ -128,7 +144,12 @@ def places(record: Record, blocks: Sequence[Block]) -> dict[str, int]:
 
 
 def calibration(record: Record) -> dict[str, Measured]:
-    return {method: found["ece"] for method, found in record.details.metrics.items() if "ece" in found}
+    """Calibration error by the name in the reliability figures; one that is of no method is of the run with its temperature."""
+    found = {method: found["ece"] for method, found in record.details.metrics.items() if "ece" in found}
+    heat, drawn = record.details.temperature, record.details.figures
+    if heat is not None and drawn is not None and "ece" in heat.metrics:
+        found |= {one.method: heat.metrics["ece"].after for one in drawn.reliability if one.method not in record.details.metrics}
+    return found
 
 
 def part_classes(parts: Sequence[PartOfData]) -> list[str]:
@@ -204,7 +225,7 @@ def stated(card: Card) -> str:
 def text_answer(record: Record, digits: int) -> tuple[Card, str]:
     """Does the text matter: the weakest of the controls that were fitted again with other words decides."""
     question = "Does the text matter?"
-    refit = {arm.name for arm in ARMS if arm.changes == "words" and arm.when == "refit"}
+    refit = {arm.name for arm in ARMS if arm.changes in ("words", "findings") and arm.when == "refit"}
     found = [control for control in record.controls if control.arm in refit and control.difference_low is not None]
     if any("reads no words" in control.verdict for control in record.controls):
         return Card(question, "this method reads no words", "unknown"), "it reads no words"

@@ -28,7 +28,11 @@ class Data(Part):
 
 
 class Row(Part):
-    """One method at one number of shots. Gains are positive where the method is better, also for metrics that are better when low."""
+    """One method at one number of shots. Gains are positive where the method is better, also for metrics that are better when low.
+
+    `gain_p`: two-sided p-value of no gain, from the paired resamples of the interval. `gain_p_holm`: corrected for all methods with this
+    metric and number of shots (Holm); null for the task's references, about which no claim is made.
+    """
 
     method: Text
     strategy: Text
@@ -44,9 +48,13 @@ class Row(Part):
     gain: float | None = None
     gain_low: float | None = None
     gain_high: float | None = None
+    gain_p: float | None = Field(default=None, ge=0, le=1)
+    gain_p_holm: float | None = Field(default=None, ge=0, le=1)
     gain_over_probe: float | None = None
     gain_over_probe_low: float | None = None
     gain_over_probe_high: float | None = None
+    gain_over_probe_p: float | None = Field(default=None, ge=0, le=1)
+    gain_over_probe_p_holm: float | None = Field(default=None, ge=0, le=1)
     harm_rate: float | None = Field(default=None, ge=0, le=1)
     fit_seconds: float | None = None
     trainable_parameters: int | None = None
@@ -168,6 +176,25 @@ class EncoderGain(Part):
     gain_high: float | None
 
 
+class BeforeAfter(Part):
+    """A metric of the final run on the test rows; `gain` is paired, positive where the temperature makes it better."""
+
+    before: Measured
+    after: Measured
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+
+
+class Temperature(Part):
+    """What the final run divides its logits by; `rows`: held-out training rows that it was fitted on, 0 where it was not."""
+
+    value: float = Field(gt=0)
+    how: Text
+    rows: int = 0
+    metrics: dict[Text, BeforeAfter] = Field(default_factory=dict)
+
+
 class Words(Part):
     """Whether the encoder's words know these classes: the share of training rows that zero-shot names rightly."""
 
@@ -180,7 +207,10 @@ class Words(Part):
 
 
 class Advice(Part):
-    """What to take on these data, why, and what was passed over. `gain` is over zero-shot, held out inside the training rows."""
+    """What to take on these data, why, and what was passed over. `gain` is over zero-shot, held out inside the training rows.
+
+    `test_gain` was measured on the test rows after the choice and is not used for it; `on_test` says it in words.
+    """
 
     method: Text
     why: Text
@@ -190,6 +220,11 @@ class Advice(Part):
     gain_low: float | None = None
     gain_high: float | None = None
     passed_over: dict[Text, Text] = Field(default_factory=dict)
+    test_shots: Shots | None = None
+    test_gain: float | None = None
+    test_gain_low: float | None = None
+    test_gain_high: float | None = None
+    on_test: Text = ""
 
 
 class Details(Part):
@@ -220,6 +255,7 @@ class Details(Part):
     metrics: dict[Text, dict[Text, Measured]] = Field(default_factory=dict)
     encoder_gains: list[EncoderGain] = Field(default_factory=list)
     recommendation: Advice | None = None
+    temperature: Temperature | None = None
 
 
 class Record(Part):
@@ -323,6 +359,19 @@ def tone(low: float | None, high: float | None) -> Literal["better", "worse", "n
     if low is None or high is None:
         return "unknown"
     return "better" if low > 0 else "worse" if high < 0 else "none"
+
+
+SIGNIFICANT = 0.05  # the largest corrected p-value of a claim
+
+
+def beats(gain: float | None, low: float | None, p_value: float | None) -> bool:
+    """Whether a gain may be claimed: its interval lies above zero, and so it does after a correction for all methods that were tried."""
+    return gain is not None and low is not None and p_value is not None and low > 0 and p_value <= SIGNIFICANT
+
+
+def p_words(p_value: float) -> str:
+    """Such as p 0.012, or p < 0.001 where it is smaller."""
+    return "p\u00a0<\u00a00.001" if p_value < 0.001 else f"p\u00a0{p_value:.3f}"
 
 
 def verdict(difference: float | None, low: float | None, high: float | None, digits: int = 3, of: str = "") -> str:
