@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import cache, decode, encode
+from benchmarks import anomaly, cache, decode, decoder, encode
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -22,6 +22,10 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "decode_small_grey": decode.of_small_grey,
     "second_run": cache.second_run,
     "cache_rows": cache.rows,
+    "patch_memory_search": anomaly.search,
+    "decoder_vit_b16": partial(decoder.cached_grids, "ViT-B-16", 5.0),
+    "decoder_vit_b16_dense": partial(decoder.cached_grids, "ViT-B-16@dense", 5.0),
+    "decoder_bundled": partial(decoder.cached_grids, "bundled", None),
 }
 
 

@@ -59,7 +59,7 @@ def held_out(grid: Grid, method: str, metric: str, support: ManifestSamples, par
     for inside, outside in parts:
         try:
             run = fitted(support.take(inside), grid.data.task, grid.method(method), grid.encoder, seed=grid.seed)
-            statistics = run.measure(support.take(outside))
+            statistics = run.measure(grid.data.task.trial(support.take(outside)))
         except MedtameError:
             return None
         values.append(statistics[metric].value())

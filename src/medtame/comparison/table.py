@@ -44,8 +44,8 @@ def rows_of(
     rows = []
     for (name, shots), found in outcomes.items():
         value = resampling.two_way(found, metric).interval
-        gain = resampling.gain(found, outcomes[start, shots], metric) if start in methods else None
-        over_probe = resampling.gain(found, outcomes[plain, shots], metric) if plain in methods else None
+        gain = resampling.gain(found, outcomes[start, shots], metric) if (start, shots) in outcomes else None
+        over_probe = resampling.gain(found, outcomes[plain, shots], metric) if (plain, shots) in outcomes else None
         rows.append(
             {
                 "method": name,
@@ -59,7 +59,7 @@ def rows_of(
                 "high": value.high,
                 **named("gain", gain),
                 **named("gain_over_probe", over_probe),
-                "harm_rate": harm(found, outcomes[start, shots], metric) if start in methods else None,
+                "harm_rate": harm(found, outcomes[start, shots], metric) if (start, shots) in outcomes else None,
                 "fit_seconds": float(np.mean([outcome.cost["fit_seconds"] for outcome in found])),
                 "trainable_parameters": int(max(outcome.cost["trainable_parameters"] for outcome in found)),
                 **fixed,
