@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import bootstrap, cache, cache_search, decode, encode, grid, ridge, transduction
+from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, encode, grid, ridge, transduction
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -27,6 +27,10 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "cache_search": cache_search.twenty_by_twenty,
     "ridge": ridge.leave_one_out,
     "transduction": transduction.of_rows,
+    "patch_memory_search": anomaly.search,
+    "decoder_vit_b16": partial(decoder.cached_grids, "ViT-B-16", 5.0),
+    "decoder_vit_b16_dense": partial(decoder.cached_grids, "ViT-B-16@dense", 5.0),
+    "decoder_bundled": partial(decoder.cached_grids, "bundled", None),
 }
 
 

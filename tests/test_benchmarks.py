@@ -33,6 +33,10 @@ ISSUE = {  # name: goal
     "cache_search": 50.0,
     "ridge": 5.0,
     "transduction": 10.0,
+    "patch_memory_search": 10.0,
+    "decoder_vit_b16": 5.0,
+    "decoder_vit_b16_dense": 5.0,
+    "decoder_bundled": None,
 }
 
 
@@ -212,3 +216,20 @@ def test_a_case_is_warmed_and_timed_in_turn(of: Callable[[str], Any]):
     assert of("harness").measured("a", nullcontext(case)).name == "a"
     assert turns == ["check", *["ours", "plain"] * 3]
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("made_images", "weights")
+def test_kept_maps_train_a_decoder_as_encoding_at_each_step_does(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    decoder = of("decoder")
+    for name, value in {"SIZE": 64, "BATCH": 2}.items():
+        monkeypatch.setattr(decoder, name, value)
+    assert checked(decoder.cached_grids("bundled", None))[0].startswith("ok: losses differ by")
+    right = decoder.thinned
+    monkeypatch.setattr(decoder, "thinned", lambda scale, share, generator: right(scale.roll(2, 3), share, generator))
+    assert checked(decoder.cached_grids("bundled", None))[0].startswith("failed: losses differ by")
+
+
+def test_the_search_of_a_memory_is_exact_and_a_wrong_one_is_caught(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    assert checked(of("anomaly").search(2, 300, 6))[0].startswith("ok: 72 distances to 300 patches differ by at most ")
+    monkeypatch.setattr(of("anomaly"), "nearest", lambda vectors, bank: torch.cdist(vectors, bank[:-50]).amin(1))
+    assert checked(of("anomaly").search(2, 300, 6))[0].startswith("failed: ")

@@ -144,6 +144,9 @@ class Timed:
         self.ran.append(cell.method)
         return Outcome({}, {"seconds": self.seconds[cell.method] * (2 if cell.shots == "all" else 1)})
 
+    def asked(self, method, shots):
+        return shots
+
     def glimpse(self, cell, clock):
         return self.seconds["slow"] if cell.method == "slow" else None
 

@@ -47,6 +47,7 @@ Settings = Annotated[
 ]
 Leakage = Annotated[bool, typer.Option("--allow-leakage", help="Go on although train and test share patients or files; recorded.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")]
+Normal = Annotated[str, typer.Option("--normal", help="Anomaly detection: the label of the rows that are learnt from.")]
 Prompts = Annotated[Path | None, typer.Option("--prompts", help="JSON: class -> sentences. The same for every method.")]
 
 
@@ -121,6 +122,7 @@ def compare(
     root: Root = None,
     window: Window = "",
     slices: Slices = 1,
+    normal: Normal = "",
     settings: Settings = None,
     seed: Seed = 0,
     names: Annotated[bool, typer.Option("--names", help="Names of images in the report; they may name patients.")] = False,
@@ -133,7 +135,7 @@ def compare(
     from medtame.comparison import compare as compared
     from medtame.config import shots_of
 
-    opened = loaded(data, task, columns, root, settings, prompts, window, slices, allow_leakage=allow_leakage)
+    opened = loaded(data, task, columns, root, settings, prompts, window, slices, normal, allow_leakage=allow_leakage)
     with terminal.progress(quiet=as_json) as report:
         result = compared(
             opened,
@@ -167,6 +169,7 @@ def adapt(
     root: Root = None,
     window: Window = "",
     slices: Slices = 1,
+    normal: Normal = "",
     settings: Settings = None,
     seed: Seed = 0,
     allow_leakage: Leakage = False,
@@ -175,7 +178,7 @@ def adapt(
     """One method, fitted and saved as a run."""
     from medtame import terminal, verbs
 
-    opened = loaded(data, task, columns, root, settings, prompts, window, slices, allow_leakage=allow_leakage)
+    opened = loaded(data, task, columns, root, settings, prompts, window, slices, normal, allow_leakage=allow_leakage)
     chosen = (method_settings(settings) or {}).get("", {})
     with terminal.progress(quiet=as_json) as report:
         record = verbs.adapt(
@@ -257,6 +260,7 @@ def loaded(
     prompts: Path | None,
     window: str,
     slices: int,
+    normal: str,
     *,
     allow_leakage: bool,
 ) -> Data:
@@ -269,6 +273,8 @@ def loaded(
         chosen["prompts"] = prompts_of(prompts)
     if slices > 1:
         chosen["slices"] = slices
+    if normal:
+        chosen["normal"] = normal
     return load(data, task, columns=mapped(columns), root=root, settings=chosen, window=window, allow_leakage=allow_leakage)
 
 

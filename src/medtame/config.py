@@ -15,8 +15,8 @@ def shots_of(text: str) -> tuple[int | Literal["all"], ...]:
     """`1,4,16,all` as numbers, in rising order, `all` last."""
     found: set[int | Literal["all"]] = set()
     for part in (part.strip() for part in text.split(",")):
-        if part != "all" and not (part.isdecimal() and int(part) > 0):
-            raise SettingsError(f"shots are whole numbers from 1, or all, by commas: not {part!r}")
+        if part != "all" and not part.isdecimal():
+            raise SettingsError(f"shots are whole numbers, or all, by commas: not {part!r}")
         found.add("all" if part == "all" else int(part))
     return tuple(sorted(found, key=lambda k: float("inf") if k == "all" else k))
 

@@ -26,3 +26,9 @@ def cropped(pixels: Tensor, source: Array, regions: Tensor, size: tuple[int, int
     boxes = torch.cat([torch.as_tensor(source, dtype=pixels.dtype)[:, None], regions.to(pixels.dtype) * side], 1)
     crops: Tensor = roi_align(pixels, boxes, output_size=size, sampling_ratio=2, aligned=True)
     return crops
+
+
+def patches(side: int) -> Tensor:
+    """(side x side, 4) regions x0 y0 x1 y1 in 0..1 that tile an image, row by row."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / side

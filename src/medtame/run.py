@@ -169,7 +169,7 @@ class Run:
         return self.frame.read(query, self.answer(query))
 
     def measure(self, samples: Samples) -> Mapping[str, Statistic]:
-        return self.frame.measure(self.predict(samples), samples)
+        return self.frame.measured(self.predict, samples)
 
     def evaluate(self, samples: Samples, *, seed: int = 0) -> dict[str, Interval]:
         """Metrics with 95 % intervals over patients."""
@@ -256,7 +256,7 @@ def fitted(
         given, words = task.given(unlabelled)
         problem = replace(problem, unlabelled=frame.query(given, encoder, words))
     problem = change(problem)
-    if problem.query.wants != "grids":
+    if problem.query.wants != "grids" and len(problem.query):
         problem.query.vectors()  # what the cache lacks is encoded here, with all threads and outside the time of the fit
     started, cpu = time.perf_counter(), time.process_time()
     with threads(threads_of(method)):
@@ -269,6 +269,8 @@ def fitted(
         "support_rows": len(support),
         "seed": seed,
     }
+    with threads(threads_of(method)):
+        frame = frame.calibrated(problem, lambda part, query: answer(method.fit(part), query, method.scope))
     return Run(task, frame, method, adapted, encoder, {"cost": cost, "window": getattr(support, "window", "")})
 
 

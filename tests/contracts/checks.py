@@ -27,7 +27,7 @@ from medtame.strategies.base import Learner, Method
 from medtame.tasks.base import Task
 from medtame.types import Adapted, Array, Encoder, Scores
 
-NEAR = 1e-5
+NEAR = 3e-5  # regions pooled in another batch differ in the last bits, and a separable fit has large weights
 
 
 # ---- 1 to 4: types, settings, seeds, rows ---------------------------------------------------------------------

@@ -60,6 +60,15 @@ def segmentation(random: np.random.Generator, n: int) -> Lines:
     return lines
 
 
+def anomaly_detection(random: np.random.Generator, n: int) -> Lines:
+    """Nothing to be seen is normal; discs are abnormal, and have masks."""
+    lines: Lines = []
+    for i, (kind, _, image, mask) in enumerate(images(random, n)):
+        drawn = None if kind == "nothing" else ArrayPicture(mask.astype(np.uint8), f"mask-{i}")
+        lines.append({"number": i, "image": image, "label": "normal" if drawn is None else kind, "mask": drawn})
+    return lines
+
+
 def visual_question_answering(random: np.random.Generator, n: int) -> Lines:
     lines: Lines = []
     for i, (kind, side, image, _) in enumerate(images(random, n)):
@@ -74,8 +83,11 @@ def visual_question_answering(random: np.random.Generator, n: int) -> Lines:
 
 
 def image_text_retrieval(random: np.random.Generator, n: int) -> Lines:
-    """Six texts, so several images share one."""
-    return [{"number": i, "image": image, "text": sentence(kind, side)} for i, (kind, side, image, _) in enumerate(images(random, n))]
+    """Six texts, so several images share one; the query says the side."""
+    return [
+        {"number": i, "image": image, "text": sentence(kind, side), "query": f"look at the {side}"}
+        for i, (kind, side, image, _) in enumerate(images(random, n))
+    ]
 
 
 def report_generation(random: np.random.Generator, n: int) -> Lines:
@@ -111,14 +123,28 @@ def registration(random: np.random.Generator, n: int) -> Lines:
 
 MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
     made.__name__: made
-    for made in (classification, segmentation, visual_question_answering, image_text_retrieval, registration, report_generation)
+    for made in (
+        classification,
+        segmentation,
+        anomaly_detection,
+        visual_question_answering,
+        image_text_retrieval,
+        registration,
+        report_generation,
+    )
 }
 
 # What keeps a task or a method small. Methods with a setting `steps` make three without being named here.
-TASK_SETTINGS: dict[str, dict[str, Any]] = {"segmentation": {"side": 8, "size": 32}}
+TASK_SETTINGS: dict[str, dict[str, Any]] = {
+    "segmentation": {"side": 8, "size": 32},
+    "anomaly_detection": {"side": 4, "size": 8, "made": 12, "rows": 200},
+}
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "bundled_image_probe": {"other": "tiny"},
     "b_spline": {"cells": 3, "iterations": 3},
     "demons": {"iterations": (3, 3)},
     "instance_optimisation": {"cells": (4, 8)},
+    "memory_bank": {"side": 8, "patches": 200},
+    "text_and_memory": {"side": 8, "patches": 200},
+    "described_anomalies": {"side": 8, "made": 12},
 }

@@ -77,13 +77,22 @@ def test_every_path_is_there_below_the_folder_and_nothing_else_is_written(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["phantom"]
     named = set()
-    for table in (phantom.images, phantom.masks, phantom.questions, phantom.boxes, phantom.pairs):
+    for table in (phantom.images, phantom.masks, phantom.anomalies, phantom.questions, phantom.boxes, phantom.pairs):
         rows = pd.read_csv(table)
         columns = [c for c in rows if c in {"image", "mask", "moving", "fixed"} or c.endswith(("_labels", "_landmarks"))]
-        named |= set(rows[columns].to_numpy().ravel())
+        named |= set(rows[columns].stack())
     written = set(digests(phantom.folder))
     assert named <= written
-    tables = {"images.csv", "masks.csv", "questions.csv", "boxes.csv", "pairs.csv", "truth/images.csv", "truth/deformations.npz"}
+    tables = {
+        "images.csv",
+        "masks.csv",
+        "anomalies.csv",
+        "questions.csv",
+        "boxes.csv",
+        "pairs.csv",
+        "truth/images.csv",
+        "truth/deformations.npz",
+    }
     paired = {name.split("/")[1].split("_")[0] for name in named if name.startswith("tissues")}
     alone = {name for name in written - named - tables if name.split("/")[1].split("_")[0] not in paired}
     assert {name.split("/")[0] for name in alone} <= {"tissues", "landmarks"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric
-from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt
+from scipy.ndimage import binary_dilation, binary_erosion, distance_transform_edt, label
 from torch import from_numpy
 
 from medtame.errors import MedtameError
-from medtame.metrics.segmentation import dice_of, hd95_of, iou_of, segmentation, surface_dice_of
+from medtame.metrics.segmentation import dice_of, hd95_of, instance_f1_of, iou_of, segmentation, surface_dice_of
 from medtame.types import Array
 
 EMPTY, FULL = np.zeros((12, 10), dtype=bool), np.ones((12, 10), dtype=bool)
@@ -99,3 +99,40 @@ def test_masks_of_unequal_size_are_refused() -> None:
         dice_of(EMPTY, np.ones((5, 5)))
     with pytest.raises(MedtameError, match="one of each a row"):
         segmentation([EMPTY], [EMPTY, EMPTY])
+
+
+# ---- objects ----------------------------------------------------------------------------------------------------
+
+
+def slow_f1(predicted: Array, truth: Array) -> float:
+    ours, count = label(predicted)
+    found = [ours == k for k in range(1, count + 1)]
+    true = [truth == k for k in np.unique(truth[truth > 0])]
+    if not found and not true:
+        return float("nan")
+    hits = sum(any((a & b).sum() / (a | b).sum() > 0.5 for b in true) for a in found)
+    return 2 * hits / (len(found) + len(true))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_f1_of_objects_equals_a_slow_twin(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = label(blob(rng, (40, 48)))[0]
+    truth = np.where(truth > 0, 7 * truth, 0)  # numbers need not follow each other
+    predicted = (truth > 0) & (rng.random(truth.shape) > 0.02) | blob(rng, (40, 48)) & (rng.random() > 0.5)
+    assert instance_f1_of(predicted, truth) == pytest.approx(slow_f1(predicted, truth), abs=1e-12, nan_ok=True)
+
+
+def test_f1_of_objects_in_closed_form() -> None:
+    truth = np.zeros((10, 20), dtype=int)
+    truth[1:5, 1:5], truth[1:5, 10:14] = 1, 2
+    assert instance_f1_of(truth > 0, truth) == 1
+    assert instance_f1_of(truth == 1, truth) == pytest.approx(2 / 3)
+    joined = truth > 0
+    joined[2, 5:10] = True  # both count as one object, which is neither
+    assert instance_f1_of(joined, truth) == 0
+    assert np.isnan(instance_f1_of(EMPTY, np.zeros((12, 10), dtype=int)))
+    assert instance_f1_of(EMPTY, np.ones((12, 10), dtype=int)) == 0
+    assert instance_f1_of(FULL, np.full((12, 10), 4)) == 1
+    with pytest.raises(MedtameError, match="bring it to the source's size"):
+        instance_f1_of(EMPTY, truth)

@@ -63,13 +63,41 @@ def test_every_input_reaches_the_logits():
     assert min(float((before - after).detach().abs().max()) for after in others) > 1e-2
 
 
-def test_without_gain_and_shift_the_text_changes_nothing():
+def test_without_gain_shift_and_dot_product_the_text_changes_nothing():
     network, (scales, pixels, text) = made(), given(2)
     for film in network.films:
         torch.nn.init.zeros_(film.change.weight)
+    torch.nn.init.zeros_(network.ask.weight)
     assert torch.equal(network(scales, pixels, text), network(scales, pixels, text.flip(0)))
 
 
 def test_the_length_of_a_cell_s_vector_does_not_matter():
     network, (scales, pixels, text) = made(), given(2)
     assert torch.allclose(network(scales, pixels, text), network([7 * scale for scale in scales], pixels, text), atol=1e-4)
+
+
+def test_a_logit_is_a_readout_plus_the_dot_product_of_pixel_and_text():
+    """With no readout and no FiLM, doubling the projection of the text doubles the logits; a text projected to zero gives zero."""
+    network, (scales, pixels, text) = made(), given(2)
+    for film in network.films:
+        torch.nn.init.zeros_(film.change.weight)
+    for layer in (network.last.weight, network.last.bias, network.ask.bias):
+        torch.nn.init.zeros_(layer)
+    before = network(scales, pixels, text)
+    assert torch.allclose(network(scales, pixels, 2 * text), 2 * before, atol=1e-5)
+    assert float(network(scales, pixels, 0 * text).detach().abs().max()) == 0
+    assert float(before.detach().abs().max()) > 1e-2
+
+
+def test_a_network_is_made_again_from_its_weights():
+    network, (scales, pixels, text) = made(), given(2)
+    again = FilmDecoder.of({name: value.detach() for name, value in network.state_dict().items()})
+    assert torch.equal(again(scales, pixels, text), network(scales, pixels, text))
+
+
+def test_first_weights_come_from_the_seed_and_leave_the_generator_alone():
+    scales, before = given(1)[0], torch.random.get_rng_state()
+    one, two, other = (FilmDecoder.drawn(scales, 6, 2, 16, seed).last.weight for seed in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.random.get_rng_state(), before)

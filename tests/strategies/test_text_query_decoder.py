@@ -6,9 +6,10 @@ from doubles import tiny_encoder
 from medtame.data.images import ArrayPicture
 from medtame.data.samples import ManifestSamples
 from medtame.errors import PairError
+from medtame.learning.decoding import seen
 from medtame.learning.loop import finish
 from medtame.metrics.segmentation import dice_of
-from medtame.strategies.fusion.text_query_decoder import TextQueryDecoder, TextQueryDecoderAdapted, prompts_of, seen
+from medtame.strategies.fusion.text_query_decoder import TextQueryDecoder, TextQueryDecoderAdapted, prompts_of
 from medtame.tasks.segmentation import SegmentationFrame
 from medtame.types import Query
 

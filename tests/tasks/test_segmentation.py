@@ -321,3 +321,115 @@ def test_real_masks_lie_on_their_images(real_data):
         assert float(problem.targets[line].mean()) == pytest.approx(mask.mean(), abs=0.02)
         centre = float((problem.targets[line, 0].sum(0) * torch.arange(64)).sum() / problem.targets[line].sum()) / 64
         assert (centre > 0.5) == (prompt == "left lung"), "the patient's left lies on the right of the picture"
+
+
+# ---- fields of view, objects, structures that are only asked for ------------------------------------------------
+
+
+def seen_through(samples, shown) -> ManifestSamples:
+    """The lines with a field of view of which only some columns are shown; None for no field."""
+    fields = []
+    for mask in samples.pictures("mask"):
+        field = np.zeros_like(mask.values())
+        field[:, :shown] = 1
+        fields.append(None if shown is None else ArrayPicture(field, "field"))
+    return samples.replaced(fov=fields)
+
+
+def test_what_lies_outside_the_field_of_view_is_neither_learnt_nor_measured():
+    support = lines(images(3))
+    whole = frame("grids").problem(support, tiny_encoder(), 0).targets
+    half = frame("grids").problem(seen_through(support, 20), tiny_encoder(), 0).targets
+    assert bool(half[..., 16:].isnan().all())
+    assert torch.equal(half[..., :16], whole[..., :16])
+    patches_seen = frame(rows=10**6).problem(seen_through(support, 20), tiny_encoder(), 0)
+    assert float(patches_seen.query.regions[:, 2].max()) == 0.5
+    truth = {f"{line}/mask": mask.values().copy() for line, mask in enumerate(support.pictures("mask"))}
+    wrong = {key: np.where(np.arange(40) >= 20, 1 - mask, mask) for key, mask in truth.items()}
+    measured = frame().measure(Predicted(table=[], arrays=wrong), seen_through(support, 20))
+    assert measured["dice"].value() == 1
+    assert frame().measure(Predicted(table=[], arrays=wrong), seen_through(support, None))["dice"].value() < 1
+
+
+def test_pixels_without_a_target_carry_no_loss():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 1, 6, 8), (torch.rand(2, 1, 6, 8) > 0.5).float()
+    unknown = targets.clone()
+    unknown[..., 5:] = torch.nan
+    asked = logits.clone().requires_grad_(True)
+    value = dice_and_cross_entropy(asked, unknown)
+    value.backward()
+    assert torch.allclose(value, dice_and_cross_entropy(logits[..., :5], targets[..., :5]), atol=1e-5)
+    assert bool((asked.grad[..., 5:] == 0).all())
+    assert bool((asked.grad[..., :5] != 0).any())
+
+
+def test_numbered_objects_are_the_mask_and_their_f1_is_measured():
+    support = lines(images(2), keep=lambda i, structure: structure == NAMES[0])
+    numbered = ManifestSamples(
+        {
+            "image": support.column("image"),
+            "prompt": support.column("prompt"),
+            "instances": [ArrayPicture(5 * mask.values().astype(np.int64), "objects") for mask in support.pictures("mask")],
+        },
+        support.groups,
+    )
+    usable = Segmentation().usable(numbered)
+    arrays = {f"{line}/mask": (mask.values() > 0).astype(np.uint8) for line, mask in enumerate(usable.pictures("mask"))}
+    assert all(mask.any() for mask in arrays.values())
+    known = Segmentation().settled(usable).frame(usable, "grids")
+    assert known.measure(Predicted(table=[], arrays=arrays), usable)["instance_f1"].value() == 1
+    nothing = {key: np.zeros_like(mask) for key, mask in arrays.items()}
+    assert known.measure(Predicted(table=[], arrays=nothing), usable)["instance_f1"].value() == 0
+
+
+def test_an_unseen_structure_is_not_learnt_but_asked_for_and_measured():
+    samples = Segmentation(unseen=(NAMES[1],)).usable(lines(images(3)))
+    task = Segmentation(unseen=(NAMES[1],)).settled(samples)
+    assert task.structures == NAMES[:1]
+    assert task.strata(samples).tolist() == [NAMES[0], None] * 3
+    known = task.frame(samples, "grids")
+    assert set(known.problem(samples, tiny_encoder(), 0).query.words) == {NAMES[0]}
+    assert known.query(samples.only(["image", "prompt"]), tiny_encoder()).words == NAMES * 3
+    arrays = {f"{line}/mask": mask.values() for line, mask in enumerate(samples.pictures("mask"))}
+    arrays |= {f"{line}/mask": np.zeros_like(arrays[f"{line}/mask"]) for line in (1, 3, 5)}
+    found = known.measure(Predicted(table=[], arrays=arrays), samples)
+    assert (found[f"dice.{NAMES[0]}"].value(), found[f"dice.{NAMES[1]}"].value(), found["dice"].value()) == (1, 0, 0.5)
+
+
+# ---- what is wrong is said --------------------------------------------------------------------------------------
+
+
+def test_a_structure_that_no_training_image_has_is_a_guess_and_none_at_all_is_refused():
+    support = lines(images(2))
+    blank = ArrayPicture(np.zeros((48, 40), dtype=np.uint8), "empty")
+    masks = zip(support.pictures("mask"), support.column("prompt"), strict=True)
+    empty = [mask if prompt == NAMES[0] else blank for mask, prompt in masks]
+    known = Segmentation(size=32).settled(support).frame(support.replaced(mask=empty), "grids")
+    assert known.never == (NAMES[1],)
+    query = known.query(support.only(["image", "prompt"]), tiny_encoder())
+    said = known.read(query, Grids(torch.ones(4, 1, 32, 32)))
+    assert [row["warning"] for row in said.table[:2]] == ["", "no training image has this structure: its mask is a guess"]
+    none = support.replaced(mask=[blank] * 4)
+    with pytest.raises(DataError, match="all 4 training masks are empty"):
+        Segmentation().settled(none).frame(none, "grids").problem(none, tiny_encoder(), 0)
+
+
+def test_an_image_of_one_colour_is_marked_so():
+    black = lines([("black", np.zeros((48, 40)), {NAMES[0]: np.ones((48, 40)) > 0})])
+    said = frame("grids").read(
+        frame("grids").query(black.only(["image", "prompt"]), tiny_encoder()), Grids(torch.full((1, 1, 32, 32), -1.0))
+    )
+    assert said.table[0]["warning"] == "the image is one colour everywhere, so nothing can be seen on it; nothing found"
+
+
+@pytest.mark.parametrize("words", [[""], ["a lamp", "  "], []])
+def test_an_empty_prompt_is_refused(words):
+    with pytest.raises(DataError, match="an empty prompt"):
+        frame("grids").query(lines(images(1)).only(["image"]), tiny_encoder(), words)
+
+
+def test_masks_that_do_not_fit_are_refused_before_anything_is_learnt():
+    small = lines(images(1)).replaced(mask=[ArrayPicture(np.ones((5, 4), dtype=np.uint8), "small")] * 2)
+    with pytest.raises(DataError, match="small is 5 x 4 pixels and its image 48 x 40"):
+        Segmentation().usable(small)

@@ -213,6 +213,8 @@ def settled(
         raise SettingsError(f"shots, draws and minutes must be above zero (got {wanted!r}, {draws}, {minutes})")
     if regime not in REGIMES:
         raise UnknownNameError("regime", regime, REGIMES)
+    if 0 in wanted and 0 not in data.task.shots:
+        raise SettingsError(f"{catalogue.name_of(data.task)} is learnt from one shot or more, not from 0: correct --shots")
     limit = float(minutes) if methods == "fast" else None
     chosen = {name: dict(values) for name, values in settings.items()}
     return Asked(wanted, draws, regime, limit, seed, chosen, tuple(names), references, named)
@@ -273,7 +275,7 @@ def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, d
         time.perf_counter,
         lambda method: watch(f"timing {method}", next(timed), len(every)),
     )
-    cells = [cell for name in every if name in plan.draws for cell in budget.cells_of(name, asked.shots, plan.draws[name])]
+    cells = [cell for name in every if name in plan.draws for cell in budget.cells_of(name, grid.asked(name, asked.shots), plan.draws[name])]
     found: dict[tuple[str, Shots], list[Outcome]] = {}
     for done, cell in enumerate(cells):
         watch(f"{cell.method}, {cell.shots} shots", done, len(cells))

@@ -21,8 +21,8 @@ class Plan:
 
 
 def cells_of(method: str, shots: Sequence[Shots], draws: int) -> list[Cell]:
-    """All cells of a method: `all` is one support, so one cell."""
-    return [Cell(method, k, number) for k in shots for number in range(1 if k == "all" else draws)]
+    """All cells of a method: all rows, and none, are one support each, so one cell."""
+    return [Cell(method, k, number) for k in shots for number in range(1 if k in ("all", 0) else draws)]
 
 
 def planned(
@@ -51,13 +51,14 @@ def planned(
     refused: dict[str, str] = {}
     for method in every:
         watch(method)
+        own = grid.asked(method, shots)
         try:
-            glimpse = grid.glimpse(Cell(method, shots[0], 0), clock) if method not in always else None
-            least = None if glimpse is None else cost(dict.fromkeys(shots, glimpse), min(draws, LEAST_DRAWS), folds)
+            glimpse = grid.glimpse(Cell(method, own[0], 0), clock) if method not in always else None
+            least = None if glimpse is None else cost(dict.fromkeys(own, glimpse), min(draws, LEAST_DRAWS), folds)
             if least is not None and least > left:
                 not_run[method] = least / 60
                 continue
-            seconds[method] = {k: grid.run(Cell(method, k, 0), clock).seconds for k in shots}
+            seconds[method] = {k: grid.run(Cell(method, k, 0), clock).seconds for k in own}
         except MedtameError as error:
             if method in always:
                 raise
@@ -75,4 +76,4 @@ def planned(
 
 def cost(seconds: Mapping[Shots, float], draws: int, folds: int) -> float:
     """Seconds of all cells, each number of shots as its first draw took, and of the cross-validation at the most shots."""
-    return sum(found * (1 if k == "all" else draws) for k, found in seconds.items()) + folds * seconds[list(seconds)[-1]]
+    return sum(found * (1 if k in ("all", 0) else draws) for k, found in seconds.items()) + folds * seconds[list(seconds)[-1]]

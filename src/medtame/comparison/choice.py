@@ -75,7 +75,7 @@ def held_out(
     for inside, outside in parts:
         try:
             run = fitted(support.take(inside), grid.data.task, grid.method(method), grid.encoder, seed=grid.seed)
-            found.append(run.measure(support.take(outside)))
+            found.append(run.measure(grid.data.task.trial(support.take(outside))))
         except MedtameError:
             return None
     return found

@@ -16,8 +16,11 @@ import numpy as np
 from PIL import Image
 
 from medtame.comparison.grid import Grid
+from medtame.comparison.questions import question_strips
+from medtame.comparison.strips import strips
 from medtame.run import Run, fitted
 from medtame.tasks.classification import FindingsFrame, truth_of
+from medtame.tasks.image_text_retrieval import ImageTextRetrievalFrame
 from medtame.types import Array, Picture, Samples
 
 SIDE = 160  # pixels of a thumbnail
@@ -35,13 +38,20 @@ def pictures(grid: Grid, method: str, run: Run, *, names: bool = False) -> dict[
     called = [picture.name for picture in test.pictures(column)] if names else [f"row {row + 1}" for row in part.test.tolist()]
     if len(grid.parts) > 1:
         run = fitted(grid.data.samples.take(part.train), grid.data.task, grid.method(method), grid.encoder, seed=grid.seed)
+    if "normals" in grid.data.task.offers:
+        return {"examples": heat_maps(run, test, called)}
     if "label" in grid.data.task.requires:
         return cases(judgements(run.predict(test).table, test.column("label")), test, called)
     if isinstance(run.frame, FindingsFrame):
         truth = truth_of(test, run.frame.names)
         return cases(judgements_of_findings(run.predict(test).table, run.frame.names, truth), test, called)
+    if isinstance(run.frame, ImageTextRetrievalFrame):
+        said = run.predict(test)
+        return {"examples": strips(said, test, run.frame.right(said, test), called)}
     if "mask" in grid.data.task.requires:
         return {"examples": overlays(run, test, called)}
+    if "question" in grid.data.task.requires:
+        return {"examples": question_strips(run, test, called, thumbnail)}
     return {"examples": told(run, test, column, called)}
 
 
@@ -112,6 +122,34 @@ def overlays(run: Run, test: Samples, called: Sequence[str]) -> list[dict[str, A
         drawn = overlay(picture.array(), np.asarray(said.arrays[f"{k}/mask"]) > 0, mask.values() > 0)
         rows.append({"image": called[row], "thumbnail": encoded(drawn), "caption": caption})
     return rows
+
+
+def heat_maps(run: Run, test: Samples, called: Sequence[str]) -> list[dict[str, Any]]:
+    """Maps of abnormality over their images: what was found best, what was missed, the highest normals; true outline in blue."""
+    said, labels = run.predict(test), test.column("label")
+    scores = np.asarray(said.arrays["scores"])
+    order = [row for row in np.argsort(-scores).tolist() if np.isfinite(scores[row])]
+    normal = str(getattr(run.task, "normal", ""))
+    ill, well = ([row for row in order if (labels[row] == normal) == kind] for kind in (False, True))
+    chosen = list(dict.fromkeys([*ill[:3], *ill[-2:], *well[: SHOWN - 5]]))
+    maps = [np.asarray(said.arrays[f"{row}/map"]) for row in order]
+    low, high = (float(np.median([np.quantile(one, share) for one in maps])) for share in (0.5, 1.0)) if maps else (0.0, 1.0)
+    rows = []
+    for row in chosen:
+        one = test.take([row])
+        mask = one.pictures("mask")[0].values() > 0 if "mask" in one and one.column("mask")[0] is not None else None
+        drawn = heated(one.pictures()[0].array(), (np.asarray(said.arrays[f"{row}/map"]) - low) / max(high - low, 1e-9), mask)
+        caption = f"{labels[row]}: score {scores[row]:.2f}; {said.table[row]['prediction'] or 'no threshold'}"
+        rows.append({"image": called[row], "thumbnail": encoded(drawn), "caption": caption})
+    return rows
+
+
+def heated(pixels: Array, heat: Array, mask: Array | None) -> Array:
+    """(H, W, 3): the image with heat (0 none, 1 full) in orange, and the outline of a mask."""
+    image = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels
+    share = 0.6 * np.clip(heat, 0, 1)[..., None]
+    nothing = np.zeros(heat.shape, dtype=bool)
+    return overlay((1 - share) * image + share * np.array([1.0, 0.45, 0.0]), nothing, nothing if mask is None else mask)
 
 
 def told(run: Run, test: Samples, column: str, called: Sequence[str]) -> list[dict[str, Any]]:

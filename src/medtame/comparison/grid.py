@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from medtame import catalogue, state
-from medtame.data.draws import draw
+from medtame.data.draws import Draw, draw
 from medtame.data.samples import ManifestSamples
 from medtame.errors import RunError
 from medtame.learning.loop import Step
@@ -24,6 +24,7 @@ from medtame.types import Array, Encoder, Rows, Samples
 
 Shots = int | Literal["all"]
 GLIMPSED_STEPS = 2
+LEARNT_FROM = frozenset({"labels", "normals"})  # needs that no support of no rows meets
 
 
 class _Enough(Exception):  # noqa: N818
@@ -87,15 +88,25 @@ class Grid:
     def support(self, part: Part, shots: Shots, number: int) -> tuple[ManifestSamples, list[str]]:
         """The rows that every method learns from in this draw."""
         train = self.data.samples.take(part.train)
-        drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        drawn = self.drawn(train, shots, number)
         return train.take(drawn.rows), drawn.notes
+
+    def drawn(self, train: ManifestSamples, shots: Shots, number: int) -> Draw:
+        """Numbers of training rows; no shots are no rows."""
+        if shots == 0:
+            return Draw(np.zeros(0, dtype=np.intp))
+        return draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+
+    def asked(self, method: str, shots: Sequence[Shots]) -> tuple[Shots, ...]:
+        """The numbers of shots of a method: no shots only where it learns from no row."""
+        return tuple(k for k in shots if k != 0 or not self.method(method).needs & LEARNT_FROM)
 
     def unlabelled(self, method: Method, part: Part, shots: Shots, number: int) -> ManifestSamples | None:
         """The training rows outside the support, for a method that learns from rows without labels; never a test row."""
         if not method.unlabelled:
             return None
         train = self.data.samples.take(part.train)
-        drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        drawn = self.drawn(train, shots, number)
         rest = np.setdiff1d(np.arange(len(train)), drawn.rows)
         return train.take(rest) if len(rest) else None
 

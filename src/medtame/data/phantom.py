@@ -49,6 +49,7 @@ SMALLEST, FEWEST = 64, 2 * len(CLASSES)
 class Phantom:
     """Where the manifests lie. What is below `truth/` is for tests and audits, not for methods.
 
+    anomalies: an image with its label and, where it is not normal, the mask of its lesion.
     boxes: `xmin ymin xmax ymax` are corners in pixels: xmax is one more than the last column of the lesion.
     pairs: `patient` names both patients; nobody is in two pairs.
     truth: image, label (before label noise), side, size, level_mm, border (grey level or empty), patient, split.
@@ -58,6 +59,7 @@ class Phantom:
     folder: Path
     images: Path
     masks: Path
+    anomalies: Path
     questions: Path
     boxes: Path
     pairs: Path
@@ -135,7 +137,7 @@ def make(
     )
     people = dealt_patients(patients, images_per_patient, test_share, seed)
     deformations = {person.name: _deformation(person, recipe) for person in people}
-    tables: dict[str, list[Row]] = {name: [] for name in ("images", "masks", "questions", "boxes", "truth/images")}
+    tables: dict[str, list[Row]] = {name: [] for name in ("images", "masks", "anomalies", "questions", "boxes", "truth/images")}
     for one in _slices(people, deformations, template, recipe):
         _write_slice(folder, one, recipe)
         for name, rows in _rows(folder, one, recipe).items():
@@ -145,7 +147,7 @@ def make(
     for name, rows in tables.items():
         pd.DataFrame(rows).assign(simulated="yes").to_csv(folder / f"{name}.csv", index=False, encoding="utf-8", lineterminator="\n")
     np.savez(folder / "truth" / "deformations.npz", allow_pickle=False, **deformations)
-    csv = {name: folder / f"{name}.csv" for name in ("images", "masks", "questions", "boxes", "pairs")}
+    csv = {name: folder / f"{name}.csv" for name in ("images", "masks", "anomalies", "questions", "boxes", "pairs")}
     return Phantom(folder=folder, **csv, truth=folder / "truth" / "images.csv", deformations=folder / "truth" / "deformations.npz")
 
 
@@ -251,6 +253,7 @@ def _rows(folder: Path, one: _Slice, recipe: _Recipe) -> dict[str, list[Row]]:
     return {
         "images": [image | told | person],
         "masks": [image | row | who for row in _mask_rows(folder, one)],
+        "anomalies": [image | {"label": facts.kind, "mask": f"masks/{one.stem}_{_file_word(facts.kind)}.png" if ill else None} | who],
         "questions": [image | {"question": question, "answer": answer, "answer_type": kind} | who for question, answer, kind in asked],
         "boxes": [image | {"label": facts.kind} | _box(one.lesion.mask) | who] if one.lesion else [],
         "truth/images": [image | true | {"level_mm": one.level_mm, "border": one.border} | who],
@@ -263,9 +266,13 @@ def _mask_rows(folder: Path, one: _Slice) -> Iterator[Row]:
     if one.lesion:
         masks[one.patient.facts.kind] = one.lesion.mask
     for prompt, mask in masks.items():
-        path = f"masks/{one.stem}_{prompt.replace(' ', '_')}.png"
+        path = f"masks/{one.stem}_{_file_word(prompt)}.png"
         _save(folder / path, mask.astype(np.uint8) * 255)
         yield {"mask": path, "prompt": prompt}
+
+
+def _file_word(prompt: str) -> str:
+    return prompt.replace(" ", "_")
 
 
 def _box(mask: Array) -> Row:

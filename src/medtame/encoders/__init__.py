@@ -2,7 +2,7 @@
 
 `bundled` (or `bundled:FOLDER`) · `open_clip:MODEL/TAG`, `open_clip:hf-hub:OWNER/NAME`, `open_clip:FOLDER` · `hf:OWNER/NAME`,
 `hf:FOLDER` · a short name of known.csv · a folder alone. `@whole` at the end of all but `bundled` stretches the whole image where
-the checkpoint would cut its border off.
+the checkpoint would cut its border off. `@dense` at the end of a vision transformer gives finer maps of several layers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from medtame.encoders import bundled, known
+from medtame.encoders import bundled, dense, known
+from medtame.encoders.dense import DENSE
 from medtame.encoders.preparation import WHOLE
 from medtame.encoders.towers import EncoderCard, TowerEncoder
 from medtame.errors import EncoderError, UnknownNameError
@@ -49,12 +50,16 @@ FAMILIES: Mapping[str, Callable[[str], Opened]] = {"bundled": _bundled, "open_cl
 
 def card(spec: str) -> EncoderCard:
     """What is known of an encoder before its weights are read. Raises UnknownNameError, MissingExtraError, EncoderError."""
+    if spec.endswith(DENSE):
+        return dense.card(card(spec.removesuffix(DENSE)))
     found = _whole(spec, _family(spec)[0])
     return found if _named_in_full(spec) else replace(found, spec=spec)
 
 
 def load(spec: str) -> TowerEncoder:
     """The encoder, its weights read and checked. Raises UnknownNameError, MissingExtraError, EncoderError."""
+    if spec.endswith(DENSE):
+        return dense.of(load(spec.removesuffix(DENSE)))
     found = _whole(spec, _family(spec)[1])
     return found if _named_in_full(spec) else replace(found, spec=spec)
 

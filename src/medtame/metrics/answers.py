@@ -11,6 +11,7 @@ import numpy as np
 
 from medtame.errors import MedtameError
 from medtame.metrics.statistic import Mean, Statistic
+from medtame.types import Array
 
 ARTICLES = frozenset({"a", "an", "the"})
 NUMBERS = {word: str(k) for k, word in enumerate(("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), start=1)}
@@ -54,3 +55,45 @@ def answers(said: Sequence[str], true: Sequence[str], answer_types: Sequence[str
         "open_exact_match": Mean(np.where(kind == "open", exact, np.nan)),
         "token_f1": Mean(np.array([token_f1(a, b) for a, b in zip(said, true, strict=True)], dtype=float)),
     }
+
+
+def consistency(said: Sequence[str], linked: Sequence[object], questions: Sequence[str]) -> Mean:
+    """Share of a row's paraphrases (rows with the same `linked` value and another wording) that got the same answer; NaN without any."""
+    texts = [normalised(one) for one in said]
+    worded = [normalised(str(one)) for one in questions]
+    members: dict[object, list[int]] = {}
+    for row, link in enumerate(linked):
+        if link is not None:
+            members.setdefault(link, []).append(row)
+    values = np.full(len(texts), np.nan)
+    for rows in members.values():
+        for row in rows:
+            others = [other for other in rows if worded[other] != worded[row]]
+            if others:
+                values[row] = np.mean([texts[other] == texts[row] for other in others])
+    return Mean(values)
+
+
+def surest(exact: Array, confidence: Array, share: float) -> Array:
+    """(N,) `exact` of the given share of rows with the highest confidence, the first of equals; NaN for all others."""
+    known = np.flatnonzero(~np.isnan(exact) & ~np.isnan(confidence))
+    order = known[np.argsort(-confidence[known], kind="stable")]
+    values = np.full(len(exact), np.nan)
+    kept = order[: max(1, round(share * len(order)))]
+    values[kept] = exact[kept]
+    return values
+
+
+def surest_half(exact: Array, confidence: Array) -> Mean:
+    """Accuracy when the half of the rows that are least sure is not answered (Geifman and El-Yaniv 2017, at coverage one half)."""
+    return Mean(surest(exact, confidence, 0.5))
+
+
+def abstention(exact: Array, confidence: Array, shares: Sequence[float]) -> list[tuple[float, float]]:
+    """(share answered, accuracy of these): the abstention curve."""
+    return [(share, Mean(surest(exact, confidence, share)).value()) for share in shares]
+
+
+def by_type(exact: Array, types: Sequence[Sequence[str]], names: Sequence[str]) -> dict[str, Mean]:
+    """`accuracy/TYPE` of the rows that are of a type; a row of several counts in each."""
+    return {f"accuracy/{name}": Mean(np.where([name in several for several in types], exact, np.nan)) for name in names}

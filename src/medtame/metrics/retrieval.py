@@ -32,6 +32,20 @@ def retrieval(scores: Array, relevant: Array, suffix: str = "") -> dict[str, Sta
     }
 
 
+def chance_recall(relevant: Array, cut: int) -> Array:
+    """(N,) how likely a random order of the gallery has a right item among its first `cut`, for relevant (N, M) bool; NaN without one."""
+    gallery, right = relevant.shape[1], np.asarray(relevant, dtype=bool).sum(1)
+    places = np.arange(min(cut, gallery))
+    wrong = np.clip((gallery - right)[:, None] - places, 0, None) / (gallery - places)
+    return np.where(right > 0, 1 - wrong.prod(1), np.nan)
+
+
+def first_ranks(scores: Array, relevant: Array) -> Array:
+    """(N,) the expected rank of the first right item of each query, as in `retrieval`; NaN without one."""
+    found = retrieval(scores, relevant)["median_rank"].arrays()
+    return np.asarray(next(iter(found.values())))
+
+
 def _ranked(scores: Array, relevant: Array) -> list[float]:
     """The values of one query, in the order of NAMES."""
     if not relevant.any():

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from medtame.errors import MedtameError
 from medtame.metrics.statistic import Mean, Statistic
 from medtame.types import Array
 
+OVERLAP = 0.5  # IoU above which an object is found
 TOLERANCE = 2.0  # of surface Dice: mm, or pixels where the spacing is unknown
 Spacing = tuple[float, float] | None  # (row, column) in mm
 
@@ -58,6 +60,24 @@ def surface_dice_of(predicted: Array, truth: Array, spacing_mm: Spacing = None, 
     if not bool(a.any() and b.any()):
         return 0.0 if bool(a.any() or b.any()) else np.nan
     return float(compute_surface_dice(a, b, class_thresholds=[tolerance], include_background=True, spacing=_sides(spacing_mm)))
+
+
+def instance_f1_of(predicted: Array, truth: Array, overlap: float = OVERLAP) -> float:
+    """F1 of objects: a mask (H, W), whose parts that touch by a side are its objects, against numbered objects (H, W), 0 outside.
+
+    A predicted object is right where its IoU with a true one is above `overlap`; from one half on no object can be right twice
+    (Caicedo et al. 2019). NaN where neither has an object. Objects that touch count as one where the mask joins them.
+    """
+    if predicted.shape != truth.shape:
+        raise MedtameError(f"a mask of shape {predicted.shape} for objects of shape {truth.shape}: bring it to the source's size first")
+    ours, count = ndimage.label(predicted > 0)
+    _, theirs = np.unique(truth, return_inverse=True)
+    theirs = theirs.reshape(truth.shape) + int((truth > 0).all())  # number 0 stays for what is outside
+    both = np.zeros((count + 1, int(theirs.max()) + 1), dtype=np.int64)
+    np.add.at(both, (ours.ravel(), theirs.ravel()), 1)
+    union = both.sum(1)[1:, None] + both.sum(0)[None, 1:] - both[1:, 1:]
+    right, objects = int((both[1:, 1:] > overlap * union).sum()), sum(union.shape)
+    return 2 * right / objects if objects else np.nan
 
 
 def segmentation(

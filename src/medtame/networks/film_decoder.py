@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class Film(nn.Module):
 class FilmDecoder(nn.Module):
     """Text-modulated decoder (after CLIPSeg, arxiv:2112.10003), with a small stem that sees the pixels.
 
-    `features`: channels of each scale of the encoder's grid; `text`: length of the text vector; `maps`: K.
+    `features`: channels of each scale of the encoder's grid; `text`: length of the text vector; `maps`: K. A logit is a linear
+    readout of a pixel's vector plus the dot product of that vector with K projections of the text (as in CRIS, arxiv:2111.15174).
     Two channels hold the position (x and y in -1..1): "left" and "right" are a matter of place.
     """
 
@@ -48,6 +49,24 @@ class FilmDecoder(nn.Module):
         )
         self.narrow = nn.ModuleList([nn.Identity(), nn.Conv2d(width, quarter, 1), nn.Conv2d(quarter, half, 1)])
         self.last = nn.Conv2d(half, maps, 1)
+        self.ask = nn.Linear(text, maps * half)
+
+    @classmethod
+    def drawn(cls, scales: Sequence[Tensor], text: int, maps: int, width: int, seed: int) -> FilmDecoder:
+        """First weights from a seed, for maps (N, F, G, G) of each scale; the caller's generator is left alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls([scale.shape[1] for scale in scales], text, maps, width)
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> FilmDecoder:
+        """The network that has these weights by name."""
+        layers = [weights[f"projections.{k}.weight"] for k in range(sum(name.startswith("projections") for name in weights) // 2)]
+        ask, last = weights["ask.weight"], weights["last.weight"]
+        with torch.device("meta"):
+            network = cls([layer.shape[1] for layer in layers], ask.shape[1], last.shape[0], layers[0].shape[0])
+        network.load_state_dict(weights, assign=True)
+        return network.requires_grad_(False)
 
     def forward(self, scales: Sequence[Tensor], pixels: Tensor, text: Tensor) -> Tensor:
         """Scales (N, F, G, G) as the encoder gives them, pixels (N, 3, H, W) in 0..1, text (N, T): logits (N, K, H, W)."""
@@ -64,7 +83,9 @@ class FilmDecoder(nn.Module):
         for narrow, join, film, beside in zip(self.narrow, self.joins, self.films[1:], besides, strict=True):
             hidden = interpolate(narrow(hidden), beside.shape[2:], mode="bilinear")
             hidden = torch.relu(film(join(torch.cat([hidden, beside], 1)), text))
-        return interpolate(self.last(hidden), pixels.shape[2:], mode="bilinear")
+        asked = self.ask(text / text.shape[1] ** 0.5).reshape(len(text), -1, hidden.shape[1])
+        logits = self.last(hidden) + torch.einsum("nchw,nkc->nkhw", hidden, asked)
+        return interpolate(logits, pixels.shape[2:], mode="bilinear")
 
 
 def places(n: int, size: tuple[int, int]) -> Tensor:

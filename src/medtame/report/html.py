@@ -64,7 +64,9 @@ METRICS = {
     "closed_accuracy": "share of yes-or-no questions that are answered right",
     "open_exact_match": "share of open questions whose answer is the reference word for word",
     "token_f1": "F1 of the words of an answer",
-    "visual_reliance": "accuracy with the image less accuracy without it",
+    "visual_reliance": "accuracy less accuracy with the images of other patients",
+    "paraphrase_consistency": "share of paraphrases of a question that got the same answer",
+    "accuracy_of_surest_half": "accuracy when the half of the answers that are least sure is held back",
     "recall_at_1": "share of queries whose partner is ranked first",
     "recall_at_5": "share of queries whose partner is among the first five",
     "recall_at_10": "share of queries whose partner is among the first ten",
@@ -112,10 +114,9 @@ def page(record: Record) -> str:
             figures=None if found is None else figure_page.page(found, places(record, blocks), calibration(record)),
             numbered=any(one.image.startswith("row ") for one in (*record.details.worst_cases, *record.details.best_cases)),
             arms={arm.name: arm for arm in ARMS},
-            definitions={name: definition(name) for name in measured_names(record)},
-            columns={
-                name: metric_column(record, name) for name in dict.fromkeys(m for row in record.details.metrics.values() for m in row)
-            },
+            definitions={name: definition(name) for name in measured_names(record) if "/" not in name},
+            columns={name: metric_column(record, name) for name in metric_names(record) if "/" not in name},
+            by_part={name: metric_column(record, name) for name in metric_names(record) if "/" in name},
         )
     )
 
@@ -345,6 +346,11 @@ def metric_column(record: Record, name: str) -> Column:
     counts = sorted({measured.n for measured in found if measured.n is not None})
     n = "" if not counts else f"n {counts[0]}" if len(counts) == 1 else f"n {counts[0]} to {counts[-1]}"
     return Column(decimals(*(value for m in found for value in (m.value, m.low, m.high))), n)
+
+
+def metric_names(record: Record) -> list[str]:
+    """Every metric of the tables, once; `metric/PART` is one of a part of the rows, such as a type of question."""
+    return list(dict.fromkeys(name for row in record.details.metrics.values() for name in row))
 
 
 def measured_names(record: Record) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -30,12 +30,20 @@ class Frame(ABC):
     def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
         """The question about samples that hold no truth."""
 
+    def calibrated(self, problem: Problem, answers: Callable[[Problem, Query], Answer]) -> Frame:
+        """The frame with what only held-out answers tell, such as a threshold: `answers` fits a problem and asks it a query."""
+        return self
+
     @abstractmethod
     def read(self, query: Query, answer: Answer) -> Predicted: ...
 
     @abstractmethod
     def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
         """Metrics of design section 9; the first is the one that tables show."""
+
+    def measured(self, predict: Callable[[Samples], Predicted], samples: Samples) -> Mapping[str, Statistic]:
+        """`measure` of what is predicted for samples with truth; a task whose metrics need a second look predicts again."""
+        return self.measure(predict(samples), samples)
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,10 @@ class Task(ABC):
                 f"the column {empty!r} is empty in all {len(samples)} rows: fill it, or name another with --columns {empty}=YOURS"
             )
         return samples.take(np.flatnonzero(filled))
+
+    def trial(self, samples: Rows) -> Rows:
+        """Held-out support rows as a method can be judged by them: a task that learns from one kind of row adds made ones."""
+        return samples
 
     @abstractmethod
     def frame(self, support: Samples, wants: Kind) -> Frame: ...

@@ -10,32 +10,47 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate
+from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, interpolate
 
+from medtame.data import masks
 from medtame.errors import DataError, PairError
-from medtame.metrics.segmentation import segmentation
+from medtame.metrics.segmentation import instance_f1_of, segmentation
 from medtame.metrics.statistic import Mean, Statistic
 from medtame.tasks.base import Frame, Rows, Task
-from medtame.types import Answer, Array, Candidates, Encoder, Grids, Kind, Predicted, Problem, Query, Samples, Scores
+from medtame.types import Answer, Array, Candidates, Encoder, Grids, Kind, Picture, Predicted, Problem, Query, Samples, Scores
 
 BACKGROUND = "background"
+NOWHERE = -30.0  # a logit whose sigmoid is nothing
 SHOWN = 20  # structures, at most, that have a Dice of their own in tables
 
 
 @dataclass(frozen=True)
 class SegmentationFrame(Frame):
+    """`structures` were learnt, `unseen` ones are only asked for by words; of those in `never` all training masks are empty."""
+
     structures: tuple[str, ...]
     rows: int
     side: int
     size: int
+    unseen: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
 
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
-        """Grids: a row a line. Scores: patches, as many inside as outside each structure, hard labels, NaN where unknown."""
+        """Grids: a row a line, NaN outside the field of view. Scores: patches, as many inside as outside each structure, NaN where unknown.
+
+        Raises DataError where no mask holds a pixel.
+        """
+        support = support.take([line for line, prompt in enumerate(support.column("prompt")) if prompt not in self.unseen])
         support = support.take(np.argsort([picture.name for picture in support.pictures()], kind="stable"))
+        if set(self.structures) <= set(self.never):
+            raise DataError(f"all {len(support)} training masks are empty: give some that mark what is to be found")
         query = self.query(support.only(("image", "prompt")), encoder)
         if self.wants == "grids":
-            targets = torch.stack([area_shares(mask.values() > 0, self.size) >= 0.5 for mask in support.pictures("mask")])
-            return Problem(query=query, targets=targets[:, None].float(), loss=dice_and_cross_entropy, seed=seed)
+            targets = torch.stack([(area_shares(mask.values() > 0, self.size) >= 0.5).float() for mask in support.pictures("mask")])
+            for line, field in enumerate(fields_of_view(support)):
+                if field is not None:
+                    targets[line][area_shares(field, self.size) < 0.5] = torch.nan
+            return Problem(query=query, targets=targets[:, None], loss=dice_and_cross_entropy, seed=seed)
         targets = self._patch_targets(support)
         return Problem(query=query, targets=targets, seed=seed).take(balanced(targets[:, : len(self.structures)], self.rows, seed))
 
@@ -44,13 +59,22 @@ class SegmentationFrame(Frame):
         first = first_lines(support)
         number = np.searchsorted(np.unique(first), first)
         inside = torch.full((int(number[-1]) + 1, self.side, self.side, len(self.structures)), torch.nan)
-        for image, structure, mask in zip(number, support.column("prompt"), support.pictures("mask"), strict=True):
+        lines = zip(number, support.column("prompt"), support.pictures("mask"), fields_of_view(support), strict=True)
+        for image, structure, mask, field in lines:
             if structure in self.structures:
-                inside[image, :, :, self.structures.index(structure)] = (area_shares(mask.values() > 0, self.side) > 0.5).float()
+                marked = (area_shares(mask.values() > 0, self.side) > 0.5).float()
+                if field is not None:
+                    marked[area_shares(field, self.side) < 0.5] = torch.nan
+                inside[image, :, :, self.structures.index(structure)] = marked
         return torch.cat([inside, 1 - inside.amax(-1, keepdim=True)], -1).flatten(0, 2)
 
     def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
-        """A line is asked for its own prompt; `words`, or all structures where a prompt is missing, are asked of every image."""
+        """A line is asked for its own prompt; `words`, or all structures where a prompt is missing, are asked of every image.
+
+        Raises DataError for an empty prompt.
+        """
+        if words is not None and not (words and all(word.strip() for word in words)):
+            raise DataError("an empty prompt: say in words what is to be marked, such as --text 'left lung'")
         if words is not None or "prompt" not in samples or None in samples.column("prompt"):
             samples = every_image(samples, tuple(words or self.structures))
         first = first_lines(samples)
@@ -70,7 +94,7 @@ class SegmentationFrame(Frame):
 
     def read(self, query: Query, answer: Answer) -> Predicted:
         """Masks in the source's geometry. A patch belongs to a structure whose logit is above 0 and above the background's."""
-        table, arrays = [], {}
+        table, arrays, looks = [], {}, {}
         lines = zip(query.samples.pictures(), query.samples.column("prompt"), self._logits(query, answer), strict=True)
         for line, (picture, structure, logits) in enumerate(lines):
             geometry = picture.geometry()
@@ -81,11 +105,20 @@ class SegmentationFrame(Frame):
             row: dict[str, object] = {"image": picture.name, "structure": structure, "pixels": int(mask.sum())}
             if geometry.spacing_mm is not None:
                 row["area_mm2"] = float(mask.sum() * geometry.spacing_mm[0] * geometry.spacing_mm[1])
-            table.append(
-                row | {"warning": "not among the structures that were learnt" if logits is None else "" if mask.any() else "nothing found"}
-            )
+            if picture.name not in looks:
+                looks[picture.name] = bool(np.ptp(picture.read()) > 0)
+            table.append(row | {"warning": self._warning(structure, mask, answered=logits is not None, seen=looks[picture.name])})
             arrays[f"{line}/mask"] = mask
         return Predicted(table=table, arrays=arrays)
+
+    def _warning(self, structure: str, mask: Array, *, answered: bool, seen: bool) -> str:
+        said = {
+            "not among the structures that were learnt": not answered,
+            "the image is one colour everywhere, so nothing can be seen on it": not seen,
+            "no training image has this structure: its mask is a guess": structure in self.never,
+            "nothing found": answered and not mask.any(),
+        }
+        return "; ".join(sentence for sentence, holds in said.items() if holds)
 
     def _logits(self, query: Query, answer: Answer) -> Iterator[Tensor | None]:
         """(h, w) a line, positive inside; None for a structure that was not asked about."""
@@ -101,45 +134,67 @@ class SegmentationFrame(Frame):
             yield margins[int(np.searchsorted(images, image)), :, :, names.index(structure)] if structure in names else None
 
     def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
-        """Of the lines whose structure was learnt. A mask of another size than its truth is brought to it (nearest pixel)."""
-        learnt = np.array([prompt in self.structures for prompt in truth.column("prompt")])
-        masks = [mask.values() > 0 for mask in truth.pictures("mask")]
-        ours = [at_size(said.arrays[f"{line}/mask"], mask.shape) for line, mask in enumerate(masks)]
+        """Of the lines whose structure was learnt or is asked for by words alone, inside the field of view where there is one.
+
+        A mask of another size than its truth is brought to it (nearest pixel).
+        """
+        asked = (*self.structures, *self.unseen)
+        learnt = np.array([prompt in asked for prompt in truth.column("prompt")])
+        true = [mask.values() > 0 for mask in truth.pictures("mask")]
+        ours = [at_size(said.arrays[f"{line}/mask"], mask.shape) for line, mask in enumerate(true)]
+        fields = fields_of_view(truth)
+        true, ours = ([mask if field is None else mask & field for mask, field in zip(side, fields, strict=True)] for side in (true, ours))
         spacings = [picture.geometry().spacing_mm for picture in truth.pictures()]
-        found = segmentation(ours, masks, spacings)
+        found = segmentation(ours, true, spacings)
         values = {name: np.where(learnt, statistic.arrays()["values"], np.nan) for name, statistic in found.items()}
-        if 1 < len(self.structures) <= SHOWN:
+        if "instances" in truth:
+            f1 = [
+                np.nan if picture is None else instance_f1_of(mask, picture.values())
+                for mask, picture in zip(ours, optional_pictures(truth, "instances"), strict=True)
+            ]
+            values["instance_f1"] = np.where(learnt, np.array(f1, dtype=float), np.nan)
+        if 1 < len(asked) <= SHOWN:
             prompts = np.array(truth.column("prompt"), dtype=object)
-            values |= {f"dice.{name}": np.where(prompts == name, values["dice"], np.nan) for name in self.structures}
+            values |= {f"dice.{name}": np.where(prompts == name, values["dice"], np.nan) for name in asked}
         return {name: Mean(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """`structures`: only these prompts (empty: all). `rows`: patches learnt from at most, `side` a side; `size`: decoders' working size."""
+    """`structures`: only these prompts (empty: all); `unseen`: not learnt, asked for by words at test, by methods that take new words.
+
+    `rows`: patches learnt from at most, `side` a side; `size`: decoders' working size. Where objects are numbered (`instances`) and
+    there is no mask, all of them are the mask. What lies outside a field of view (`fov`) is not learnt from and not measured.
+    """
 
     kinds = ("grids", "scores")
     inputs = ("image", "prompt")
     requires = ("image", "mask", "prompt")
     offers = frozenset({"labels", "words", "targets_on_grid"})
-    references = ("zero_shot", "linear_probe")
+    references = ("zero_shot", "linear_probe", "dense_zero_shot")
     start, plain = "zero_shot", "linear_probe"
     structures: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
     rows: Annotated[int, Field(gt=0)] = 6000
     side: Annotated[int, Field(gt=1)] = 28
     size: Annotated[int, Field(ge=32)] = 224
 
     def usable(self, samples: Rows) -> Rows:
+        """Rows with a mask of the chosen structures. Raises DataError for masks that do not fit their images, all at once."""
+        if "mask" not in samples and "instances" in samples:
+            samples = samples.replaced(mask=samples.column("instances"))
         samples = super().usable(samples)
         prompts = samples.column("prompt")
-        rows = [row for row, prompt in enumerate(prompts) if not self.structures or prompt in self.structures]
+        rows = [row for row, prompt in enumerate(prompts) if not self.structures or prompt in (*self.structures, *self.unseen)]
         if not rows:
             known = ", ".join(sorted({str(prompt) for prompt in prompts})[:10])
             raise DataError(f"no row has the structure {', '.join(self.structures)}; the column 'prompt' holds {known}")
-        return samples.take(rows)
+        samples = samples.take(rows)
+        masks.check(samples.pictures("mask"), samples.pictures(), instances="instances" in samples)
+        return samples
 
     def settled(self, train: Samples) -> Task:
-        found = sorted({str(prompt) for prompt in train.column("prompt")})
+        found = sorted({str(prompt) for prompt in train.column("prompt")} - set(self.unseen))
         unknown = sorted(set(self.structures) - set(found))
         if unknown:
             raise DataError(
@@ -148,11 +203,16 @@ class Segmentation(Task):
         return replace(self, structures=self.structures or tuple(found))
 
     def strata(self, samples: Samples) -> Array:
-        return np.array(samples.column("prompt"), dtype=object)
+        return np.array([None if prompt in self.unseen else prompt for prompt in samples.column("prompt")], dtype=object)
 
     def frame(self, support: Samples, wants: Kind) -> Frame:
-        structures = self.structures or tuple(sorted({str(prompt) for prompt in support.column("prompt")}))
-        return SegmentationFrame(wants, structures, self.rows, self.side, self.size)
+        structures = self.structures or tuple(sorted({str(prompt) for prompt in support.column("prompt")} - set(self.unseen)))
+        filled: set[str] = set()
+        for prompt, mask in zip(support.column("prompt"), support.pictures("mask"), strict=True):
+            if prompt not in filled and mask.values().any():
+                filled.add(prompt)
+        never = tuple(name for name in structures if name not in filled)
+        return SegmentationFrame(wants, structures, self.rows, self.side, self.size, self.unseen, never)
 
 
 def first_lines(samples: Samples) -> Array:
@@ -166,6 +226,20 @@ def every_image(samples: Samples, names: tuple[str, ...]) -> Samples:
     """A line for each image, each once, and name."""
     first = list({picture: line for line, picture in reversed(list(enumerate(samples.column("image"))))}.values())[::-1]
     return samples.take(np.repeat(first, len(names))).replaced(prompt=list(names) * len(first))
+
+
+def optional_pictures(samples: Samples, column: str) -> list[Picture | None]:
+    """A picture a line, None where the cell is empty or there is no such column."""
+    if column not in samples:
+        return [None] * len(samples)
+    there = [line for line, value in enumerate(samples.column(column)) if value is not None]
+    found = dict(zip(there, samples.take(there).pictures(column), strict=True))
+    return [found.get(line) for line in range(len(samples))]
+
+
+def fields_of_view(samples: Samples) -> list[Array | None]:
+    """(H, W) booleans a line, where the manifest has a field of view."""
+    return [None if picture is None else picture.values() > 0 for picture in optional_pictures(samples, "fov")]
 
 
 def patches(side: int) -> Tensor:
@@ -201,8 +275,9 @@ def at_size(mask: Array, size: tuple[int, ...]) -> Array:
 
 
 def dice_and_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Dice loss, a mask at a time, plus binary cross-entropy, of (N, 1, H, W), by MONAI."""
-    from monai.losses import DiceCELoss
+    """Dice loss, a mask at a time, by MONAI, plus binary cross-entropy, of (N, 1, H, W); pixels with a target of NaN carry no loss."""
+    from monai.losses import DiceLoss
 
-    loss: Tensor = DiceCELoss(sigmoid=True)(logits, targets)
-    return loss
+    known = ~targets.isnan()
+    dice: Tensor = DiceLoss(sigmoid=True)(logits.masked_fill(~known, NOWHERE), targets.nan_to_num(0))
+    return dice + binary_cross_entropy_with_logits(logits[known], targets[known])
