@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from medtame import catalogue, state
-from medtame.data.draws import draw
+from medtame.data.draws import Draw, draw
 from medtame.data.samples import ManifestSamples
 from medtame.errors import RunError
 from medtame.learning.loop import Step
@@ -79,6 +79,7 @@ class Grid:
     regime: str
     settings: dict[str, dict[str, Any]]
     folder: Path
+    draws: dict[tuple[int, Shots, int], Draw] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def method(self, name: str) -> Method:
         made: Method = catalogue.build(catalogue.METHODS, name, self.settings.get(name))
@@ -86,18 +87,23 @@ class Grid:
 
     def support(self, part: Part, shots: Shots, number: int) -> tuple[ManifestSamples, list[str]]:
         """The rows that every method learns from in this draw."""
-        train = self.data.samples.take(part.train)
-        drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
-        return train.take(drawn.rows), drawn.notes
+        drawn = self.drawn(part, shots, number)
+        return self.data.samples.take(part.train[drawn.rows]), drawn.notes
+
+    def drawn(self, part: Part, shots: Shots, number: int) -> Draw:
+        """Row numbers among the training rows of a part: drawn once, for all methods."""
+        key = (next(place for place, one in enumerate(self.parts) if one is part), shots, number)
+        if key not in self.draws:
+            train = self.data.samples.take(part.train)
+            self.draws[key] = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        return self.draws[key]
 
     def unlabelled(self, method: Method, part: Part, shots: Shots, number: int) -> ManifestSamples | None:
         """The training rows outside the support, for a method that learns from rows without labels; never a test row."""
         if not method.unlabelled:
             return None
-        train = self.data.samples.take(part.train)
-        drawn = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
-        rest = np.setdiff1d(np.arange(len(train)), drawn.rows)
-        return train.take(rest) if len(rest) else None
+        rest = np.setdiff1d(np.arange(len(part.train)), self.drawn(part, shots, number).rows)
+        return self.data.samples.take(part.train[rest]) if len(rest) else None
 
     def fitted(self, method: Method, part: Part, shots: Shots, number: int, **more: Any) -> Run:
         """A method on a support, as every cell and control fits it."""
@@ -154,7 +160,7 @@ class Grid:
 
         def write(path: str) -> None:
             with Path(path).open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **named)
+                np.savez(file, allow_pickle=False, **named)
 
         state.write_whole(self.folder / f"{cell.name}.npz", write)
 
