@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from medtame.comparison.recommendation import KNOWN, Words, gain, reason, words_know
+from medtame.comparison.recommendation import KNOWN, Words, gain, on_test, reason, words_know
 from medtame.metrics.statistic import Mean
 
 
@@ -44,3 +44,14 @@ def test_the_rule_names_methods_that_exist():
         for name in names:
             assert name in catalogue.names(catalogue.METHODS)
     assert Words(0.5, 0.4, 0.6, 0.4, 9).known is False
+
+
+def test_the_test_gain_is_told_after_the_choice_and_warned_of_where_it_reaches_below_zero():
+    advice = {"method": "gda", "why": "by rule"}
+    row = {"method": "gda", "encoder": "tiny", "shots": 4, "gain": 0.2, "gain_low": 0.1, "gain_high": 0.3}
+    last = row | {"shots": "all", "gain": 0.05, "gain_low": -0.01, "gain_high": 0.1}
+    told = on_test(advice, [row, last, last | {"encoder": "other", "gain": 0.9}], "tiny")
+    assert (told["test_shots"], told["test_gain"], told["test_gain_low"]) == ("all", 0.05, -0.01)
+    assert "it gains +0.050 [-0.010, +0.100] over zero_shot with all training rows; warning" in told["on_test"]
+    assert "warning" not in on_test(advice, [row], "tiny")["on_test"]
+    assert on_test({"method": "zero_shot"}, [row], "tiny") == {"method": "zero_shot"}

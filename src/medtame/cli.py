@@ -6,6 +6,7 @@ import errno
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -111,7 +112,7 @@ def compare(
     data: DataPath,
     task: TaskName = "classification",
     methods: Annotated[str, typer.Option("--methods", help="fast, all, a strategy, or names by commas.")] = "fast",
-    minutes: Annotated[float, typer.Option("--minutes", help="`fast`: methods whose whole grid fits in these minutes.")] = 10,
+    minutes: Annotated[float, typer.Option("--minutes", help="`fast`: methods whose whole grid fits in these minutes.")] = 2,
     encoder: EncoderName = "bundled",
     shots: Annotated[str, typer.Option("--shots", help="Such as 1,4,16,all. Default: the task's.")] = "",
     draws: Annotated[int, typer.Option("--draws", help="Supports drawn for each number of shots.", min=1)] = 20,
@@ -203,7 +204,7 @@ def adapt(
 )
 def predict(
     run: RunPath,
-    images: Annotated[list[Path], typer.Argument(help="Image files, a folder, or a manifest; for registration FIXED MOVING.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files and folders, or a manifest; for registration FIXED MOVING.")],
     text: Annotated[
         list[str] | None, typer.Option("--text", "--question", help="Words that are asked: a gallery, prompts, a question.")
     ] = None,
@@ -214,10 +215,14 @@ def predict(
     root: Root = None,
     as_json: Json = False,
 ) -> None:
-    """Predictions for images: a CSV table; masks as PNG or NIfTI in the geometry of their source. Research use only."""
+    """Predictions for images: a CSV table; masks as DICOM SEG, NIfTI or PNG in the geometry of their source. Research use only.
+
+    An image that cannot be read is a row with a warning; the others are predicted.
+    """
     from medtame import terminal, verbs
 
     said, written = verbs.predict(run, images, text, out, columns=mapped(columns), root=root)
+    terminal.complain_of(said.table)
     if as_json:
         typer.echo(json.dumps({"schema": 1, "table": said.table, "files": written, "use": "research use only: not for clinical decisions"}))
     elif out is None:
@@ -244,7 +249,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        terminal.show(terminal.metrics(record["metrics"]))
+        terminal.show(terminal.metrics(record["metrics"]), *[f"note: {note}" for note in record.get("notes", [])])
 
 
 shelf_verbs.mount(app)
@@ -301,7 +306,11 @@ def mapped(columns: str) -> dict[str, str]:
     parts = [part for part in columns.split(",") if part.strip()]
     if any("=" not in part for part in parts):
         raise SettingsError(f"--columns takes standard=yours by commas, such as text=caption, not {columns!r}")
-    return {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in parts}
+    found = {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in parts}
+    empty = next((f"{standard}={yours}" for standard, yours in found.items() if not (standard and yours)), None)
+    if empty is not None:
+        raise SettingsError(f"--columns {empty} has a name on one side only: write standard=yours, such as image=filename")
+    return found
 
 
 def free_folder(out: Path | None, name: str, *, resume: bool) -> Path:
@@ -328,7 +337,7 @@ def tell(result: Any, as_json: bool) -> None:
     for row in record["not_run"]:
         notes.append(f"not run: {row['method']}, {row['reason'] or 'about ' + format(row['minutes'], '.0f') + ' minutes'}")
     advice = record["details"]["recommendation"]
-    notes += [f"recommended: {advice['method']}; {advice['why']}"] if advice else []
+    notes += [f"recommended: {advice['method']}; {advice['why']}. {advice['on_test']}".rstrip()] if advice else []
     best = f"best (*): {record['best']}, {record['details']['protocol']['how_best_was_chosen']}"
     terminal.show(
         *parts, *notes, best, f"run: {record['run']}", f"report: {record['report']}", "research use only: not for clinical decisions"
@@ -344,24 +353,27 @@ STOPPED = 130
 
 
 def main() -> None:
-    """Every user's error is one line and exit code 2; Ctrl-C is 130."""
+    """Every user's error is one line and exit code 2 (with --json also an object on standard output); Ctrl-C is 130."""
     from medtame import terminal
 
     try:
-        code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into this code
+        with warnings.catch_warnings():
+            warnings.showwarning = terminal.warn
+            code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into this code
         if code == STOPPED:
             terminal.complain("stopped; finished cells are kept: go on with --resume")
         sys.exit(code)
     except UsageError as error:
-        terminal.complain(f"{error.format_message()} See: medtame --help")
+        terminal.fail(f"{error.format_message()} See: medtame --help", as_json="--json" in sys.argv)
         sys.exit(2)
     except MedtameError as error:
-        terminal.complain(str(error))
+        terminal.fail(str(error), as_json="--json" in sys.argv)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
             raise
-        terminal.complain(
+        said = (
             f"cannot write {error.filename or 'a file'} ({error.strerror}): free the disk or give another folder with --out; then --resume"
         )
+        terminal.fail(said, as_json="--json" in sys.argv)
         sys.exit(2)

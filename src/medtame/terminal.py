@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,9 +36,9 @@ class PerSecond(ProgressColumn):
 
 @contextlib.contextmanager
 def progress(*, quiet: bool) -> Iterator[Report]:
-    """A bar with the time left; silent where the output is for a machine and nobody watches."""
+    """A bar with the time left on a terminal; silent where nobody watches, or where the output is for a machine."""
     console = Console(stderr=True)
-    if quiet and not console.is_terminal:
+    if not console.is_terminal:
         yield lambda what, done, of: None
         return
     columns = (
@@ -96,12 +98,18 @@ def comparison(record: Mapping[str, Any]) -> Table:
         title += " *" if (name[0], name[1]) == (record["best"], record["details"]["encoder"]["spec"]) else ""
         harm = "" if last["harm_rate"] is None else f"{last['harm_rate']:.0%}"
         cells = [interval(by_shots[k], "mean", "low", "high") if k in by_shots else "" for k in shots]
-        gains = [
-            interval(last, "gain", "gain_low", "gain_high"),
-            interval(last, "gain_over_probe", "gain_over_probe_low", "gain_over_probe_high"),
-        ]
+        gains = [interval(last, gain, f"{gain}_low", f"{gain}_high") + beaten(last, gain) for gain in ("gain", "gain_over_probe")]
         table.add_row(title, *cells, *gains, harm, f"{last['fit_seconds']:.2f}")
+    if any(beaten(row, gain) for row in record["rows"] for gain in ("gain", "gain_over_probe")):
+        table.caption = "!: beats it, corrected for all methods that were tried (paired bootstrap, Holm, p up to 0.05)"
     return table
+
+
+def beaten(row: Mapping[str, Any], gain: str) -> str:
+    """A mark behind a gain that may be claimed although many methods were tried."""
+    from medtame.report.record import beats  # here, because it imports torch, which --help does without
+
+    return " !" if beats(row.get(gain), row.get(f"{gain}_low"), row.get(f"{gain}_p_holm")) else ""
 
 
 def encoders(record: Mapping[str, Any]) -> Table:
@@ -166,12 +174,33 @@ def listing(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 def show(*things: Any) -> None:
     """Print to standard output, wide enough for the table where nobody watches a terminal."""
     console = Console()
-    if not console.is_terminal:
+    watched = console.is_terminal
+    if not watched:
         console = Console(width=180)
     for thing in things:
-        console.print(thing, highlight=False)
+        console.print(thing, highlight=False, soft_wrap=isinstance(thing, str) and not watched)
 
 
 def complain(message: str) -> None:
     """One line on standard error."""
     Console(stderr=True, soft_wrap=True).print(f"medtame: {' '.join(message.split())}", markup=False, highlight=False)
+
+
+def fail(message: str, *, as_json: bool) -> None:
+    """An error: one line on standard error and, where the output is for a machine, the same as an object on standard output."""
+    complain(message)
+    if as_json:
+        sys.stdout.write(json.dumps({"schema": 1, "error": " ".join(message.split())}) + "\n")
+
+
+def complain_of(table: Sequence[Mapping[str, Any]]) -> None:
+    """One line where some images could not be read."""
+    broken = [row for row in table if row.get("prediction") == "" and str(row.get("warning", "")) and len(row) == 3]
+    if broken:
+        first = next(iter(broken[0].values()))
+        complain(f"{len(broken)} of {len(table)} rows could not be read, the first of them {first}: see the column warning")
+
+
+def warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    """A warning as one sentence, without the place in the code that it comes from."""
+    complain(f"warning: {message}")

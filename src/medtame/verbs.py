@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ from medtame.check import check as looked_at
 from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
-from medtame.errors import DataError, PairError, RunError
+from medtame.errors import DataError, ImageError, PairError, RunError
 from medtame.report import files
 from medtame.report.record import finite
-from medtame.run import Data, Run, encoder, load, open
+from medtame.run import Data, Run, encoder, load, open, opened_images
 from medtame.run import adapt as fit
-from medtame.types import Predicted
+from medtame.types import Picture, Predicted
 
 MANIFESTS = {
     "classification": "images",
@@ -124,20 +124,45 @@ def predict(
     """Predictions of a run, and the files written to `out`."""
     run = open(folder)
     samples = asked(run, images, columns, root)
-    said = run.predict(samples, words or None)
+    said = predicted(run, samples, words or None)
     return said, [] if out is None else files.write(said, samples, out)
+
+
+def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> Predicted:
+    """Predictions of all images that can be read; each other one is a row at the end that says why. Raises where none can be read."""
+    try:
+        return run.predict(samples, words)
+    except ImageError:
+        column = "image" if "image" in samples else "fixed"
+        reasons = [unreadable(picture) for picture in samples.pictures(column)]
+        whole = [row for row, reason in enumerate(reasons) if not reason]
+        if not whole or len(whole) == len(samples):
+            raise
+    said = run.predict(samples.take(whole), words)
+    broken = {picture.name: reason for picture, reason in zip(samples.pictures(column), reasons, strict=True) if reason}
+    return replace(said, table=[*said.table, *({column: name, "prediction": "", "warning": why} for name, why in broken.items())])
+
+
+def unreadable(picture: Picture) -> str:
+    """Why an image cannot be read, or nothing."""
+    try:
+        picture.array()
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Path | None) -> ManifestSamples:
     """The samples that the arguments of `predict` mean."""
-    from medtame.run import opened_images
-
     if "fixed" in run.task.requires and len(images) == 2 and all(path.is_file() for path in images):
         fixed, moving = (str(path.absolute()) for path in images)
         return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1))
-    if len(images) == 1 and manifest.is_manifest(images[0]):
+    tables = [path for path in images if manifest.is_manifest(path)]
+    if tables and len(images) > 1:
+        raise DataError(f"{tables[0]} is a manifest and stands beside {len(images) - 1} more: give one manifest, or images and folders")
+    if tables:
         return manifest.read(images[0], columns=columns, root=root)
-    found = opened_images(images[0] if len(images) == 1 else list(images))
+    found = opened_images(list(images))
     needed = [name for name in run.task.inputs if name in run.task.requires and name not in ("prompt", "question")]
     missing = [name for name in needed if name not in found]
     if missing:
@@ -156,9 +181,11 @@ def evaluate(folder: Path, data: Path, split: str, *, columns: Mapping[str, str]
             known = ", ".join(sorted(set(words))) or "no column split"
             raise DataError(f"no row has the split {split!r} ({known}): name one of these with --split, or all")
         samples = samples.take(rows)
-    samples = run.task.usable(samples)
+    before, samples = samples.notes, run.task.usable(samples)
+    notes = [note for note in samples.notes if note not in before]
     metrics = {name: asdict(found) for name, found in run.evaluate(samples, seed=seed).items()}
     record = {"schema": 1, "task": catalogue.name_of(run.task), "split": split, "n": len(samples), "metrics": metrics, **by(run, samples)}
+    record |= {"notes": notes} if notes else {}
     plain: dict[str, Any] = finite(record)
     return plain
 

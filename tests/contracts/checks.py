@@ -159,7 +159,7 @@ def one_shot(case: Case) -> None:
 
 def missing_class(case: Case) -> None:
     """The classes are settled, one has no support row: it stays among the candidates, and every answer is finite."""
-    first = case.task.classes[0]  # type: ignore[attr-defined]
+    first = case.task.learnt[0]  # type: ignore[attr-defined]
     run = case.fit(train=case.train.take(np.flatnonzero(case.task.strata(case.train) != first)))
     query, answer = run.query(case.test), ask(run, case.test)
     wanted = (len(query), len(query.wanted.names))
@@ -170,7 +170,7 @@ def missing_class(case: Case) -> None:
 
 def one_class_only(case: Case) -> None:
     """Support rows of one class: a one-line DataError; a method that needs no labels fits."""
-    only = case.train.take(np.flatnonzero(case.task.strata(case.train) == case.task.classes[0]))  # type: ignore[attr-defined]
+    only = case.train.take(np.flatnonzero(case.task.strata(case.train) == case.task.learnt[0]))  # type: ignore[attr-defined]
     error = raised(lambda: case.fit(train=only))
     if "labels" not in case.method.needs:
         assert error is None, f"{case.name}: needs no labels and refuses rows of one class: {error}"
@@ -183,9 +183,9 @@ def one_class_only(case: Case) -> None:
 
 def classes_permuted(case: Case) -> None:
     """The order of classes is a convention: scores belong to names."""
-    classes = case.task.classes  # type: ignore[attr-defined]
+    classes = case.task.learnt  # type: ignore[attr-defined]
     order = [*range(1, len(classes)), 0]
-    turned = replace(case.task, classes=tuple(classes[k] for k in order))  # type: ignore[call-arg]
+    turned = replace(case.task, learnt=tuple(classes[k] for k in order))  # type: ignore[call-arg]
     answer = ask(case.fit(task=turned), case.test)
     assert isinstance(answer, Scores), f"{case.name}: gives {type(answer).__name__}"
     assert isinstance(case.said, Scores), f"{case.name}: gives {type(case.said).__name__}"
@@ -209,7 +209,7 @@ def shuffled_labels_are_not_learned(case: Case) -> None:
     Each is measured against every cyclic renaming of the test labels: what images and words alone say of a class scores exactly
     chance, and more is only for who saw the test labels.
     """
-    names = case.task.classes  # type: ignore[attr-defined]
+    names = case.task.learnt  # type: ignore[attr-defined]
     truth, tested, chance = np.array(case.train.column("label")), case.test.column("label"), 1 / len(names)
     random, scores = np.random.default_rng(4), []
     for _ in range(3):
@@ -226,7 +226,7 @@ def shuffled_labels_are_not_learned(case: Case) -> None:
 
 
 def true_labels_are_learned(case: Case) -> None:
-    found, chance = balanced_accuracy(case.run, case.test), 1 / len(case.task.classes)  # type: ignore[attr-defined]
+    found, chance = balanced_accuracy(case.run, case.test), 1 / len(case.task.learnt)  # type: ignore[attr-defined]
     assert found > chance + 0.3, f"{case.name}: reaches {found:.2f} on discs that any probe tells apart, chance is {chance:.2f}"
 
 

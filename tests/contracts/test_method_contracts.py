@@ -51,7 +51,7 @@ def pairs(condition: Condition = lambda method, task: True) -> Any:
 
 def classed(method: Method, task: Task) -> bool:
     """The task settles its classes before the draw."""
-    return has(task, "classes")
+    return has(task, "learnt")
 
 
 @cache

@@ -94,13 +94,11 @@ def test_train_and_test_have_their_meaning_and_other_words_stand_aside(tmp_path:
 def test_a_patient_on_both_sides_is_refused_and_not_named(tmp_path: Path) -> None:
     images, parts = [f"{n}.png" for n in range(5)], ["train", "train", "test", "test", "test"]
     samples = samples_of(tmp_path, image=images, patient=["Jane Doe", "b", "Jane Doe", "Jane Doe", "c"], split=parts)
-    with pytest.raises(
-        DataError, match=r"overlap: 1 group in both \(2 test rows, the first of them 2\.png\)\. Mend .* --allow-leakage"
-    ) as caught:
+    with pytest.raises(DataError, match=r"overlap: 1 group in both \(2 test rows\)\. Mend .* --allow-leakage") as caught:
         split(samples)
     assert "Jane" not in str(caught.value)
     made = split(samples, allow_leakage=True)
-    assert made.warnings == ["Train and test overlap: 1 group in both (2 test rows, the first of them 2.png)."]
+    assert made.warnings == ["Train and test overlap: 1 group in both (2 test rows)."]
     assert made.test is not None
     assert len(made.test) == 3
 
@@ -111,17 +109,17 @@ def test_a_copied_file_is_found_and_another_of_its_size_is_not(tmp_path: Path) -
     assert len({(tmp_path / name).stat().st_size for name in images}) == 1
     assert not split(samples).warnings
     (tmp_path / "3.bmp").write_bytes((tmp_path / "0.bmp").read_bytes())
-    with pytest.raises(DataError, match=r"1 test image also in train, byte for byte \(3\.bmp = 0\.bmp\)"):
+    with pytest.raises(DataError, match=r"1 test image also in train, byte for byte"):
         split(samples)
     pictures = [ArrayPicture(np.full((2, 2), value, np.uint8), f"made {n}") for n, value in enumerate((1, 2, 2, 3))]
-    with pytest.raises(DataError, match=r"1 test image also in train, byte for byte \(made 2 = made 1\)"):
+    with pytest.raises(DataError, match=r"1 test image also in train, byte for byte"):
         split(samples.replaced(image=pictures))
 
 
 def test_a_scan_that_is_fixed_in_train_and_moving_in_test_is_a_leak(tmp_path: Path) -> None:
     columns = {"fixed": ["a.png", "c.png"], "split": ["train", "test"]}
     assert not split(samples_of(tmp_path, moving=["b.png", "d.png"], **columns)).warnings
-    with pytest.raises(DataError, match=r"1 test image also in train, byte for byte \(a\.png = a\.png\)"):
+    with pytest.raises(DataError, match=r"1 test image also in train, byte for byte"):
         split(samples_of(tmp_path, moving=["b.png", "a.png"], **columns))
 
 

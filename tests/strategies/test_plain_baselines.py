@@ -166,7 +166,7 @@ def test_it_opens_bundled_whatever_encoder_is_asked_for(tmp_path, monkeypatch):
     run = fitted(train, task, BundledImageProbe(), tiny_encoder())
     assert run.adapted.weight.shape == (3, 1280)
     features = encoders.load("bundled").whole(train).half().float().numpy()
-    labels = np.array([task.classes.index(label) for label in train.column("label")])
+    labels = np.array([task.learnt.index(label) for label in train.column("label")])
     slow = LogisticRegression(C=100, max_iter=1000).fit(features, labels).predict_proba(features)
     assert np.allclose(run.predict(train).arrays["scores"], slow, atol=1e-3)
     assert list(tmp_path.rglob("*.safetensors")), "its features were not kept"

@@ -57,7 +57,7 @@ def test_cells_are_split_and_words_for_nothing_are_no_finding():
 
 def test_the_task_turns_to_findings_and_keeps_its_settings(task):
     assert isinstance(task, Findings)
-    assert task.classes == ("a bright disc", "a dark disc")
+    assert task.learnt == ("a bright disc", "a dark disc")
     asked = Classification(prompts={"a dark disc": ("a black spot",)}, slices=2)
     found = asked.settled(asked.usable(pictures(8, 1)))
     assert (found.prompts, found.slices) == (asked.prompts, 2)
@@ -89,11 +89,11 @@ def test_a_probe_learns_both_findings_and_not_shuffled_ones(task, encoder):
     found = fitted(train, task, LinearProbe(), encoder).measure(test)
     assert found["macro_auroc"].value() > 0.95
     said = fitted(train, task, LinearProbe(), encoder).predict(test)
-    truth = truth_of(test, task.classes)
+    truth = truth_of(test, task.learnt)
     slow = np.mean([roc_auc_score(truth[:, k], said.arrays["scores"][:, k]) for k in range(2)])
     assert found["macro_auroc"].value() == pytest.approx(slow, abs=1e-9)
     row = said.table[0]
-    assert set(row["prediction"].split("|")) - {""} == {name for name in task.classes if row[f"score_{name}"] > 0.5}
+    assert set(row["prediction"].split("|")) - {""} == {name for name in task.learnt if row[f"score_{name}"] > 0.5}
     chance = []
     for seed in range(6):
         order = np.random.default_rng(seed).permutation(40)

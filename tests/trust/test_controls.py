@@ -63,6 +63,17 @@ def test_one_sentence_for_all_leaves_zero_shot_at_chance(settled):
     assert accuracy(run, reworded(run.query(test), "constant_text"), test) == pytest.approx(1 / 3)
 
 
+def test_a_refit_asks_rows_without_labels_the_same_words(settled):
+    encoder, task, train, test = settled
+    frame = task.frame(train, "scores")
+    problem = replace(frame.problem(train, encoder, 0), unlabelled=frame.query(task.given(test)[0], encoder))
+    for arm in ("constant_text", "random_text", "shuffled_text"):
+        changed = reworded_problem(problem, arm)
+        assert changed.unlabelled.wanted == changed.query.wanted
+        assert changed.unlabelled.wanted.prompts != problem.query.wanted.prompts
+    assert reworded_problem(replace(problem, unlabelled=None), "shuffled_text").unlabelled is None
+
+
 def test_an_image_of_grey_says_the_same_of_all(settled):
     encoder, task, train, test = settled
     run = fitted(train, task, catalogue.build(catalogue.METHODS, "linear_probe"), encoder)

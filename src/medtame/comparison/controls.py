@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from medtame.comparison.grid import Cell, Grid, Outcome, Part, Shots
 from medtame.comparison.table import Resampling
 from medtame.metrics.statistic import Statistic, joined
 from medtame.run import Run
+from medtame.strategies.knowledge.descriptors import SHIPPED
 from medtame.trust.controls import ARMS, Arm, applicable, reworded, reworded_problem, verdict, with_images
+from medtame.trust.findings import OtherWords, other_findings
 from medtame.types import Samples
 
 
@@ -31,10 +34,8 @@ def controlled(
             changed = outcomes(found[arm.name])
             said = verdict(arm, resampling.gain(given, changed, metric))
             rows.append(row(arm.name, arm.when, resampling, metric, given, changed, said))
-    if not any(arm.changes == "words" and arm.name in found for arm in ARMS):
-        none = "the method reads no words: text cannot help it"
-        findings = "the method reads the sentences of its findings file, which no control changes yet"
-        rows.append({**rows[0], "arm": "words", "verdict": findings if "findings" in reads else none})
+    if not any(arm.changes in ("words", "findings") and arm.name in found for arm in ARMS):
+        rows.append({**rows[0], "arm": "words", "verdict": "the method reads no words: text cannot help it"})
     return rows
 
 
@@ -58,6 +59,10 @@ def measured(grid: Grid, cell: Cell, run: Run, part: Part, test: Samples, arm: A
     if arm.changes == "image":
         looked = with_images(test, arm.name, ("image",), grid.seed)
         return run.frame.measure(run.predict(looked), test)
+    if arm.changes == "findings":
+        table = other_findings(arm.name, run.query(test).wanted.names, getattr(run.method, "file", ""), SHIPPED)
+        other = replace(grid, encoder=OtherWords(grid.encoder, table))
+        return other.fitted(run.method, part, cell.shots, cell.draw).measure(test)
     if arm.when == "refit":
         run = grid.fitted(run.method, part, cell.shots, cell.draw, change=lambda problem: reworded_problem(problem, arm.name))
     query = reworded(run.query(test), arm.name)

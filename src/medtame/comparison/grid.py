@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -80,6 +80,7 @@ class Grid:
     regime: str
     settings: dict[str, dict[str, Any]]
     folder: Path
+    draws: dict[tuple[int, Shots, int], Draw] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def method(self, name: str) -> Method:
         made: Method = catalogue.build(catalogue.METHODS, name, self.settings.get(name))
@@ -87,15 +88,18 @@ class Grid:
 
     def support(self, part: Part, shots: Shots, number: int) -> tuple[ManifestSamples, list[str]]:
         """The rows that every method learns from in this draw."""
-        train = self.data.samples.take(part.train)
-        drawn = self.drawn(train, shots, number)
-        return train.take(drawn.rows), drawn.notes
+        drawn = self.drawn(part, shots, number)
+        return self.data.samples.take(part.train[drawn.rows]), drawn.notes
 
-    def drawn(self, train: ManifestSamples, shots: Shots, number: int) -> Draw:
-        """Numbers of training rows; no shots are no rows."""
+    def drawn(self, part: Part, shots: Shots, number: int) -> Draw:
+        """Row numbers among the training rows of a part, drawn once for all methods; no shots are no rows."""
         if shots == 0:
             return Draw(np.zeros(0, dtype=np.intp))
-        return draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        key = (next(place for place, one in enumerate(self.parts) if one is part), shots, number)
+        if key not in self.draws:
+            train = self.data.samples.take(part.train)
+            self.draws[key] = draw(self.data.task.strata(train), train.groups, shots, seed=self.seed + number, regime=self.regime)
+        return self.draws[key]
 
     def asked(self, method: str, shots: Sequence[Shots]) -> tuple[Shots, ...]:
         """The numbers of shots of a method: no shots only where it learns from no row."""
@@ -105,10 +109,8 @@ class Grid:
         """The training rows outside the support, for a method that learns from rows without labels; never a test row."""
         if not method.unlabelled:
             return None
-        train = self.data.samples.take(part.train)
-        drawn = self.drawn(train, shots, number)
-        rest = np.setdiff1d(np.arange(len(train)), drawn.rows)
-        return train.take(rest) if len(rest) else None
+        rest = np.setdiff1d(np.arange(len(part.train)), self.drawn(part, shots, number).rows)
+        return self.data.samples.take(part.train[rest]) if len(rest) else None
 
     def fitted(self, method: Method, part: Part, shots: Shots, number: int, **more: Any) -> Run:
         """A method on a support, as every cell and control fits it."""
@@ -165,7 +167,7 @@ class Grid:
 
         def write(path: str) -> None:
             with Path(path).open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **named)
+                np.savez(file, allow_pickle=False, **named)
 
         state.write_whole(self.folder / f"{cell.name}.npz", write)
 

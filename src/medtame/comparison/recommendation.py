@@ -84,7 +84,22 @@ def recommended(grid: Grid, methods: Sequence[str], metric: str, watch: Callable
     if rows < 2 or len(set(train.groups)) < FOLDS:
         method = order[0] if order else START
         return Recommendation(method, f"by rule: with {rows} row(s) in the smallest class nothing can be held out", words, rows)
-    return weighed(grid, train, labels.tolist(), order, metric, words, rows, watch)
+    plain = tuple(name for name in UNKNOWN if name in methods and name not in order)  # weighed after those of the rule
+    return weighed(grid, train, labels.tolist(), (*order, *plain), metric, words, rows, watch)
+
+
+def on_test(advice: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], spec: str) -> dict[str, Any]:
+    """The advice with what its method gains over zero-shot on the test rows, after the choice: a warning where that is in doubt."""
+    same = [row for row in rows if row["method"] == advice["method"] and row["encoder"] == spec]
+    if advice["method"] == START or not same or same[-1]["gain"] is None:
+        return dict(advice)
+    row = same[-1]  # rows stand in the order of the shots
+    gain, low, high = row["gain"], row["gain_low"], row["gain_high"]
+    shots = "all training rows" if row["shots"] == "all" else f"{row['shots']} shots"
+    measured = f"On the test rows, asked only after this choice, it gains {gain:+.3f} [{low:+.3f}, {high:+.3f}] over {START} with {shots}"
+    doubt = f"; warning: the interval reaches below zero, so {START} may be the better choice." if not low >= 0 else "."
+    found = {"test_shots": row["shots"], "test_gain": gain, "test_gain_low": low, "test_gain_high": high}
+    return {**advice, **found, "on_test": measured + doubt}
 
 
 def words_know(said: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> Words:
@@ -122,7 +137,14 @@ def weighed(
             return Recommendation(name, why, words, rows, found.value, found.low, found.high, passed_over)
         passed_over[name] = f"its held-out gain reaches below zero: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
     return Recommendation(
-        START, f"{reason(words, rows)}; no method of the rule is measurably no worse than {START}", words, rows, 0.0, 0.0, 0.0, passed_over
+        START,
+        f"{reason(words, rows)}; of the methods that were run none of the rule is measurably no worse than {START}",
+        words,
+        rows,
+        0.0,
+        0.0,
+        0.0,
+        passed_over,
     )
 
 

@@ -158,7 +158,7 @@ def prompts(run: Run) -> dict[str, list[str]]:
     """The wording of each candidate, or the distinct prompts of the rows; at most 40 are shown."""
     known = getattr(run.frame, "prompts", None)
     if known is not None:
-        return {name: list(sentences) for name, sentences in zip(run.frame.names, known, strict=True)}  # type: ignore[attr-defined]
+        return dict([(name, list(said)) for name, said in zip(run.frame.names, known, strict=True)][:40])  # type: ignore[attr-defined]
     named = getattr(run.frame, "structures", ()) or getattr(run.frame, "answers", ())
     return {name: [name] for name in named[:40]}
 
@@ -207,7 +207,7 @@ def compared(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "answer": html.headline(checked(record)).sentence,
         "how_chosen": details["protocol"]["how_best_was_chosen"],
-        "metrics_of": f"Measured on the test rows after learning from {rows}",
+        "metrics_of": f"Measured on the test rows after learning from {rows}{cooler(details.get('temperature'))}",
         "figures": details["figures"],
         "controls": record["controls"],
         "cost": next((cost for cost in details["costs"] if cost["method"] == name), None),
@@ -215,3 +215,10 @@ def compared(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "leakage": details["leakage"],
         "simulated": details["simulated"],
     }
+
+
+def cooler(heat: Mapping[str, Any] | None) -> str:
+    """What a temperature of the run makes of the numbers of its method."""
+    if not heat or heat["value"] == 1:
+        return ""
+    return f"; calibration (ece) and brier there are those before the temperature {heat['value']:.2f} that this run applies"

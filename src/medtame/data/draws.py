@@ -14,6 +14,7 @@ from medtame.errors import DataError, SettingsError, UnknownNameError
 from medtame.types import Array
 
 REGIMES = ("standard", "relaxed", "realistic")
+ALONE_AT_MOST = 0.99  # of realistic draws that would hold one stratum alone
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,27 @@ def _wanted(members: dict[str, list[int]], shots: int, seed: int, regime: str) -
 
 
 def _dealt_at_random(counts: dict[str, int], seed: int) -> Array:
-    """(N,) all strata in random order, two of them among the first C: a support of one stratum alone teaches nothing."""
+    """(N,) all strata in random order, two of them among the first C: a support of one stratum alone teaches nothing.
+
+    Raises DataError where nearly every order begins with C rows of one stratum: what is drawn then is no longer at random.
+    """
+    alone = sum(_all_of_one(count, sum(counts.values()), len(counts)) for count in counts.values())
+    if len(counts) > 1 and alone > ALONE_AT_MOST:
+        commonest = max(counts, key=lambda name: counts[name])
+        raise DataError(
+            f"a realistic draw would hold {commonest!r} alone in {alone:.1%} of cases ({counts[commonest]:,} of {sum(counts.values()):,} "
+            "training rows): use the regime standard or relaxed"
+        )
     random, labels = np.random.default_rng(seed), np.repeat(list(counts), list(counts.values()))
     order = random.permutation(labels)
     while len(counts) > 1 and len(set(order[: len(counts)].tolist())) == 1:
         order = random.permutation(labels)
     return order
+
+
+def _all_of_one(count: int, total: int, drawn: int) -> float:
+    """The chance that `drawn` of `total` rows are all among the `count` rows of one stratum."""
+    return 0.0 if count < drawn else float(np.prod([(count - k) / (total - k) for k in range(drawn)]))
 
 
 def _proportional(counts: dict[str, int], total: int) -> dict[str, int]:

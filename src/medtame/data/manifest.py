@@ -67,7 +67,7 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
     elif path.is_file():
         table, base = _file(path), path.parent if root is None else Path(root).absolute()
     else:
-        raise DataError(f"{path} is not there: give {_FORMS}")
+        raise DataError(f"{path} is {'neither a file nor a folder' if path.exists() else 'not there'}: give {_FORMS}")
     if not base.is_dir():
         raise DataError(f"the root {base} is not a folder: give the folder that the paths start from")
     if not table.places:
@@ -286,7 +286,7 @@ def _spellings(name: str, cells: Sequence[str | None]) -> list[str]:
 
 
 def _both_sides(values: Mapping[str, Sequence[Any]], places: Sequence[str]) -> list[str]:
-    """Images that stand in train and in test; the split refuses them unless leakage is allowed."""
+    """Images that stand in train and in test, by their lines: a name may be a patient's. The split refuses them unless told otherwise."""
     if "split" not in values or "image" not in values:
         return []
     first: dict[tuple[Any, str], int] = {}
@@ -296,10 +296,6 @@ def _both_sides(values: Mapping[str, Sequence[Any]], places: Sequence[str]) -> l
     shared = [(row, first[image, "test"]) for (image, part), row in first.items() if part == "train" and (image, "test") in first]
     if not shared:
         return []
-    pairs = "; ".join(f"{quoted(_name(values['image'][row]))} at {places[row]} and {places[other]}" for row, other in shared[:3])
+    pairs = "; ".join(f"{places[row]} and {places[other]}" for row, other in shared[:3])
     more = f" and {len(shared) - 3} more" if len(shared) > 3 else ""
     return [f"{len(shared)} image(s) stand in train and in test: {pairs}{more}. Give each image one split."]
-
-
-def _name(image: str | SeriesPicture) -> str:
-    return image if isinstance(image, str) else image.name

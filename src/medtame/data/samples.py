@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ class ManifestSamples:
         new = {name: list(values) for name, values in columns.items()}
         return replace(self, columns={**self.columns, **new}, hidden=self.hidden - new.keys())
 
+    def noted(self, note: str) -> ManifestSamples:
+        """The same samples with one more thing to be said about them; an empty note adds none."""
+        return replace(self, notes=(*self.notes, note)) if note else self
+
     def windowed(self, window: str) -> ManifestSamples:
         """The same samples, seen through another intensity window."""
         return self if window == self.window else replace(self, window=window)
@@ -96,7 +101,7 @@ class ManifestSamples:
 
     def _picture(self, value: Any) -> Picture:
         if isinstance(value, (str, Path)):
-            return FilePicture(self.root / value, str(value), window=self.window)
+            return _file(self.root, str(value), self.window)
         made: Picture = value.windowed(self.window) if self.window and hasattr(value, "windowed") else value
         return made
 
@@ -113,6 +118,12 @@ class ManifestSamples:
             raise DataError(f"images of {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}: give the size that is wanted")
         channels = max(image.shape[0] for image in images)
         return torch.stack([image.expand(channels, -1, -1) for image in images])
+
+
+@lru_cache(maxsize=2**17)
+def _file(root: Path, name: str, window: str) -> FilePicture:
+    """The picture of a cell, made once: a grid asks for the same rows thousands of times."""
+    return FilePicture(root / name, name, window=window)
 
 
 def _resized(pixels: Array, size: tuple[int, int] | None) -> Tensor:

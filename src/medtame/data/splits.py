@@ -72,7 +72,7 @@ def split(samples: ManifestSamples, *, allow_leakage: bool = False) -> Split:
 
     Raises DataError where a group or an exact copy of a file stands in both, unless `allow_leakage`: then it is a warning.
     """
-    if "split" not in samples:
+    if "split" not in samples or all(word is None for word in samples.column("split")):
         return Split(np.arange(len(samples)), None, "The data name no test part, so all rows are in folds.")
     words = [None if word is None else str(word).casefold() for word in samples.column("split")]
     train, test = (np.array([row for row, word in enumerate(words) if word == part], dtype=np.intp) for part in ("train", "test"))
@@ -84,7 +84,9 @@ def split(samples: ManifestSamples, *, allow_leakage: bool = False) -> Split:
         return Split(train, None, f"The column 'split' has {len(train)} training rows and no test part.{aside}")
     leaks = _leaks(samples, train, test)
     if leaks and not allow_leakage:
-        raise DataError(f"train and test overlap: {'; '.join(leaks)}. Mend the column 'split', or use --allow-leakage")
+        raise DataError(
+            f"train and test overlap: {'; '.join(leaks)}. Mend the column 'split' (medtame check names the images), or use --allow-leakage"
+        )
     how = f"The column 'split' names {len(train)} training and {len(test)} test rows.{aside}"
     return Split(train, test, how, [f"Train and test overlap: {leak}." for leak in leaks])
 
@@ -102,8 +104,10 @@ def folds(
     strata = np.array(["" if label is None else str(label) for label in (labels if labels is not None else [None] * len(samples))])
     different, commonest = len(np.unique(joined)), max(Counter(strata.tolist()).values(), default=0)
     count = min(k, different, commonest)
-    if count < 2:
+    if different < 2:
         raise DataError(f"{len(samples)} rows in {different} group(s) make no folds: give at least two groups, or a column 'split'")
+    if count < 2:
+        raise DataError(f"{len(samples)} rows with each class in one row make no folds: give two rows of a class, or a column 'split'")
     notes = [f"{count} folds instead of {k}: there are {different} groups."] if count < k else []
     maker = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
@@ -149,6 +153,8 @@ def _dicom_patients(samples: ManifestSamples) -> list[str | None]:
     for value in samples.column(column) if column else [None] * len(samples):
         if value not in known:
             file = _file(value)
+            if file is not None and not (samples.root / file).is_file():
+                raise DataError(f"there is no file {file}: correct the path")
             known[value] = None if file is None else patient_of(samples.root / file)
         patient = known[value]
         groups.append(None if patient is None else f"DICOM patient {numbers.setdefault(patient, len(numbers) + 1)}")
@@ -156,17 +162,17 @@ def _dicom_patients(samples: ManifestSamples) -> list[str | None]:
 
 
 def _leaks(samples: ManifestSamples, train: Array, test: Array) -> list[str]:
-    """A phrase for each kind of overlap; it names image files, never a patient."""
+    """A phrase for each kind of overlap. It counts: a file's name may be a patient's."""
     found = []
     shared = set(samples.groups[train]) & set(samples.groups[test])
     if shared:
         rows = [row for row in test if samples.groups[row] in shared]
-        found.append(f"{_many(len(shared), 'group')} in both ({len(rows)} test rows, the first of them {_name(samples, rows[0])})")
+        found.append(f"{_many(len(shared), 'group')} in both ({_many(len(rows), 'test row')})")
     contents = _contents(samples, [name for name in ("image", "fixed", "moving") if name in samples])
-    seen = {key: name for row in train for key, name in contents[row]}
-    copies = {key: (name, seen[key]) for row in test for key, name in contents[row] if key in seen}
+    seen = {key for row in train for key, _ in contents[row]}
+    copies = {key for row in test for key, _ in contents[row] if key in seen}
     if copies:
-        found.append(f"{_many(len(copies), 'test image')} also in train, byte for byte ({' = '.join(next(iter(copies.values())))})")
+        found.append(f"{_many(len(copies), 'test image')} also in train, byte for byte")
     return found
 
 
@@ -220,11 +226,3 @@ def _hash(path: Path) -> str:
 
 def _many(count: int, what: str) -> str:
     return f"{count} {what}" + ("" if count == 1 else "s")
-
-
-def _name(samples: ManifestSamples, row: int) -> str:
-    column = next((name for name in ("image", "fixed") if name in samples), None)
-    if column is None:
-        return f"row {row + 1}"
-    value = samples.column(column)[row]
-    return value.name if hasattr(value, "digest") else str(value)

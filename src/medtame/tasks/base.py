@@ -63,6 +63,9 @@ class Task(ABC):
         """The task with what must not depend on a draw (class names and their order) filled from all training rows."""
         return self
 
+    def servable(self, test: Samples) -> None:  # noqa: B027
+        """Raises DataError where test rows ask for what no training row holds; called once, when data are loaded."""
+
     def given(self, samples: Samples) -> tuple[Samples, Sequence[str] | None]:
         """What a query is made from, without truth, and the words asked of all (a gallery). The one place that says so."""
         return samples.only([name for name in self.inputs if name in samples]), None

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from medtame.data.class_names import alike, few, in_quotes, kept, unlearnt
 from medtame.errors import DataError, PairError
 from medtame.metrics.classification import classification, multi_label
 from medtame.metrics.statistic import Statistic
@@ -34,7 +35,11 @@ class ClassificationFrame(Frame):
     slices: int = 1
 
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
-        targets = torch.tensor([[float(name == label) for name in self.names] for label in support.column("label")])
+        number, labels = {name: k for k, name in enumerate(self.names)}, support.column("label")
+        targets = torch.zeros(len(labels), len(self.names))
+        for row, label in enumerate(labels):
+            if label in number:
+                targets[row, number[label]] = 1.0
         query = self.query(support.only(SHOWN), encoder)
         return Problem(query=query, targets=targets[owners(query.samples)], reports=reports(support, query), seed=seed)
 
@@ -52,16 +57,15 @@ class ClassificationFrame(Frame):
         names, owner = query.wanted.names, owners(query.samples)
         probabilities = means(answer.values, owner).softmax(1).double().numpy()
         first = np.unique(owner, return_index=True)[1]
-        rows = zip([query.samples.column("image")[row] for row in first], probabilities, strict=True)
+        images = query.samples.column("image")
+        rows = zip([images[row] for row in first], probabilities.tolist(), strict=True)
         return Predicted(table=[_row(image, names, p) for image, p in rows], arrays={"scores": probabilities})
 
     def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
         number = {name: k for k, name in enumerate(self.names)}
         new = sorted({str(label) for label in truth.column("label") if label is not None} - set(number))
         if new:
-            raise DataError(
-                f"{', '.join(map(repr, new[:5]))} is not among the classes that were learnt ({', '.join(self.names)}): correct the labels"
-            )
+            raise DataError(f"{in_quotes(new)} is not among the classes that were learnt ({few(self.names)}): correct the labels")
         labels = np.array([-1 if label is None else number[label] for label in truth.column("label")])
         return classification(said.arrays["scores"], labels)
 
@@ -109,19 +113,19 @@ def means(logits: Tensor, owner: Array) -> Tensor:
     return summed / counts[:, None]
 
 
-def _row(image: object, names: tuple[str, ...], probability: Array) -> dict[str, object]:
-    refused = bool(np.isnan(probability).any())
-    best = 0 if refused else int(probability.argmax())
-    scores = {f"score_{name}": float(p) for name, p in zip(names, probability, strict=True)}
-    said = {"image": getattr(image, "name", image), "prediction": "refused" if refused else names[best]}
-    return {**said, **scores, "max_score": float(probability[best]), "warning": "no answer" if refused else ""}
+def _row(image: object, names: tuple[str, ...], probability: list[float]) -> dict[str, object]:
+    most = max(probability)
+    refused = any(p != p for p in probability)  # NaN is no number and not equal to itself
+    said = {"image": getattr(image, "name", image), "prediction": "refused" if refused else names[probability.index(most)]}
+    said |= {f"score_{name}": p for name, p in zip(names, probability, strict=True)}
+    return {**said, "max_score": probability[0] if refused else most, "warning": "no answer" if refused else ""}
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """`classes`: their order, filled from the training rows. `prompts`: sentences a class; else the templates are used.
+    """`classes`: only rows of these, in this order (empty: all). `prompts`: sentences a class; else the templates are used.
 
-    `slices`: how many slices of a volume are asked, evenly; their scores are averaged.
+    `slices`: how many slices of a volume are asked, evenly; their scores are averaged. `learnt` is filled from the training rows.
     """
 
     kinds = ("scores",)
@@ -138,12 +142,17 @@ class Classification(Task):
     )
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     slices: Annotated[int, Field(ge=1)] = 1
+    learnt: tuple[str, ...] = ()
 
     def usable(self, samples: Rows) -> Rows:
-        """Rows with an image and a label, or with `labels` where there is no column `label`."""
+        """Rows with an image and a label of the wanted classes, or with `labels` where there is no column `label`."""
         if "label" not in samples and "labels" in samples:
             return self.several().usable(samples)
-        return super().usable(samples)
+        samples = super().usable(samples)
+        if not self.classes:
+            return samples
+        rows, note = kept(samples.column("label"), self.classes)
+        return samples.take(rows).noted(note)
 
     def several(self) -> Findings:
         """The same task where several labels may hold."""
@@ -154,22 +163,27 @@ class Classification(Task):
             return self.several().settled(train)
         labels = sorted({str(label) for label in train.column("label") if label is not None})
         classes = self.classes or tuple(labels)
-        unknown = sorted(set(labels) - set(classes)) + sorted(set(self.prompts) - set(classes))
-        if unknown:
-            raise DataError(
-                f"{', '.join(map(repr, unknown[:5]))} is not a class of the training rows ({', '.join(classes)}): correct the name"
-            )
+        absent = sorted(set(classes) - set(labels)) + sorted(set(self.prompts) - set(classes))
+        if absent:
+            raise DataError(f"{in_quotes(absent)} is not a class of the training rows ({few(labels)}): correct the name")
         if len(classes) < 2:
             raise DataError(f"all {len(train)} training rows have the label {classes[0]!r}: classification needs two classes or more")
-        return replace(self, classes=classes)
+        alike(dict(zip(classes, self.sentences(classes), strict=True)))
+        return replace(self, learnt=classes)
+
+    def servable(self, test: Samples) -> None:
+        unlearnt(test.column("label"), self.learnt)
 
     def strata(self, samples: Samples) -> Array:
         return np.array(samples.column("label"), dtype=object)
 
+    def sentences(self, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """What is said of each class."""
+        return tuple(tuple(self.prompts.get(name) or [template.format(name) for template in self.templates]) for name in classes)
+
     def frame(self, support: Samples, wants: Kind) -> Frame:
-        classes = self.classes or tuple(sorted({str(label) for label in support.column("label")}))
-        prompts = tuple(self.prompts.get(name) or tuple(template.format(name) for template in self.templates) for name in classes)
-        return ClassificationFrame(wants, classes, tuple(tuple(sentences) for sentences in prompts), self.slices)
+        classes = self.learnt or self.classes or tuple(sorted({str(label) for label in support.column("label")}))
+        return ClassificationFrame(wants, classes, self.sentences(classes), self.slices)
 
 
 # ---- several labels an image -------------------------------------------------------------------------------------
@@ -234,9 +248,7 @@ def truth_of(samples: Samples, names: Sequence[str]) -> Array:
     said = [findings_of(cell) for cell in samples.column("labels")]
     new = sorted({part for parts in said for part in parts or ()} - set(names))
     if new:
-        raise DataError(
-            f"{', '.join(map(repr, new[:5]))} is not among the findings that were learnt ({', '.join(names)}): correct the labels"
-        )
+        raise DataError(f"{in_quotes(new)} is not among the findings that were learnt ({few(names)}): correct the labels")
     return np.array([[np.nan if parts is None else float(name in parts) for name in names] for parts in said])
 
 
@@ -258,18 +270,36 @@ class Findings(Task):
     absences: Annotated[tuple[str, ...], Field(min_length=1)] = ("an image without {}", "a medical image showing no {}")
     prompts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     slices: Annotated[int, Field(ge=1)] = 1
+    learnt: tuple[str, ...] = ()
+
+    def usable(self, samples: Rows) -> Rows:
+        """All rows with `labels`; where `classes` are given, other findings are not looked at."""
+        samples = super().usable(samples)
+        if not self.classes:
+            return samples
+        said = [findings_of(cell) for cell in samples.column("labels")]
+        others = sorted({part for parts in said for part in parts or ()} - set(self.classes))
+        cells = [None if parts is None else "|".join(part for part in parts if part in self.classes) for parts in said]
+        note = f"Findings that are not asked about: {few(others)}." if others else ""
+        return samples.replaced(labels=cells).noted(note)
 
     def settled(self, train: Samples) -> Task:
         found = sorted({part for cell in train.column("labels") for part in findings_of(cell) or ()})
         classes = self.classes or tuple(found)
-        unknown = sorted(set(found) - set(classes)) + sorted(set(self.prompts) - set(classes))
-        if unknown:
-            raise DataError(
-                f"{', '.join(map(repr, unknown[:5]))} is no finding of the training rows ({', '.join(classes)}): correct the name"
-            )
+        absent = sorted(set(classes) - set(found)) + sorted(set(self.prompts) - set(classes))
+        if absent:
+            raise DataError(f"{in_quotes(absent)} is no finding of the training rows ({few(found)}): correct the name")
         if not classes:
             raise DataError(f"none of {len(train)} training rows has a finding in the column 'labels': fill it, such as effusion|nodule")
-        return replace(self, classes=classes)
+        alike(dict(zip(classes, self.sentences(classes), strict=True)))
+        return replace(self, learnt=classes)
+
+    def servable(self, test: Samples) -> None:
+        unlearnt([part for cell in test.column("labels") for part in findings_of(cell) or ()], self.learnt, "finding")
+
+    def sentences(self, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """What is said where a finding holds."""
+        return tuple(tuple(self.prompts.get(name) or [template.format(name) for template in self.templates]) for name in classes)
 
     def strata(self, samples: Samples) -> Array:
         """A row is drawn for its rarest finding, or for having none."""
@@ -279,8 +309,7 @@ class Findings(Task):
         return np.array(rarest, dtype=object)
 
     def frame(self, support: Samples, wants: Kind) -> Frame:
-        if not self.classes:
+        if not self.learnt:
             return self.settled(support).frame(support, wants)
-        positive = tuple(self.prompts.get(name) or tuple(template.format(name) for template in self.templates) for name in self.classes)
-        negative = tuple(tuple(template.format(name) for template in self.absences) for name in self.classes)
-        return FindingsFrame(wants, self.classes, tuple(map(tuple, positive)), negative, self.slices)
+        negative = tuple(tuple(template.format(name) for template in self.absences) for name in self.learnt)
+        return FindingsFrame(wants, self.learnt, self.sentences(self.learnt), negative, self.slices)

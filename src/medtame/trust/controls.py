@@ -26,7 +26,7 @@ class Arm:
     """One control: what it changes, when, and what it isolates."""
 
     name: str
-    changes: Literal["words", "image"]
+    changes: Literal["words", "findings", "image"]
     when: Literal["refit", "predict"]
     isolates: str
 
@@ -34,6 +34,8 @@ class Arm:
 ARMS = (
     Arm("constant_text", "words", "refit", "one sentence for all: what is left without any words"),
     Arm("random_text", "words", "refit", "a random code for each: identity without meaning"),
+    Arm("random_findings", "findings", "refit", "a random code for each finding: what is left without their meaning"),
+    Arm("shuffled_findings", "findings", "refit", "each class gets the findings of another: does it matter whose they are"),
     Arm("shuffled_text", "words", "predict", "the sentences change owners: are they read at all"),
     Arm("paraphrased_text", "words", "predict", "the same said otherwise"),
     Arm("held_out_text", "words", "predict", "the bare names instead of the prompts"),
@@ -92,7 +94,9 @@ def reworded(query: Query, arm: str) -> Query:
 
 
 def reworded_problem(problem: Problem, arm: str) -> Problem:
-    return replace(problem, query=reworded(problem.query, arm))
+    """The problem of a refit with other words: labelled and unlabelled rows are asked the same question."""
+    unlabelled = None if problem.unlabelled is None else reworded(problem.unlabelled, arm)
+    return replace(problem, query=reworded(problem.query, arm), unlabelled=unlabelled)
 
 
 def with_images(samples: Rows, arm: str, columns: Sequence[str], seed: int) -> Rows:
@@ -110,7 +114,7 @@ def with_images(samples: Rows, arm: str, columns: Sequence[str], seed: int) -> R
 
 def verdict(arm: Arm, difference: Interval) -> str:
     """A sentence from the interval of (as given - changed)."""
-    subject = {"words": "the text", "image": "the image"}[arm.changes]
+    subject = {"words": "the text", "findings": "what the findings say", "image": "the image"}[arm.changes]
     other_wording = arm.name in ("paraphrased_text", "held_out_text")
     if np.isnan(difference.low) or difference.low <= 0 <= difference.high:
         if other_wording:
@@ -127,6 +131,8 @@ def applicable(arm: Arm, query: Query, reads: frozenset[str]) -> bool:
     """Whether a control can be made: images need the column `image`; words must be there and be of a kind that the method reads."""
     if arm.changes == "image":
         return "image" in query.samples
+    if arm.changes == "findings":
+        return ("owned_findings" if arm.name == "shuffled_findings" else "findings") in reads
     candidates = "candidates" in reads and query.candidates is not None
     if arm.name == "held_out_text":
         return candidates

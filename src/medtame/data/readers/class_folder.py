@@ -82,7 +82,10 @@ def _table(
     if not cells["image"]:
         reason = f" ({' '.join(notes)})" if notes else ""
         raise DataError(f"{folder.name} has no image in a sub-folder{reason}: give a manifest, or a folder with one sub-folder a class")
-    notes += [f"{len(joined)} DICOM series of several files are a row each, seen by their middle slice."] if joined else []
+    if joined:
+        notes.append(
+            f"{len(joined)} DICOM series of several files are a row each, seen by their middle slice, or by as many as --slices asks."
+        )
     kept = {name: values for name, values in cells.items() if any(value is not None for value in values)}
     return Table(kept, [f"file {name}" for name in kept["image"]], tuple(notes), joined)
 

@@ -47,10 +47,10 @@ class Descriptors(Method):
     Where no file is in use, or several shipped ones speak of these classes, it answers as zero_shot does, and `note` says so.
     The shipped findings are general knowledge or have their source beside them; no clinician has reviewed them. A template with
     {finding} alone leaves the class's name out. Where a class has negative prompts (several may hold), their
-    logit is taken away. The prompts of the task are not read otherwise, so controls that change them do not apply.
+    logit is taken away. The prompts of the task are not read otherwise: controls change the findings.
     """
 
-    reads = frozenset({"findings", "rows"})
+    reads = frozenset({"findings", "owned_findings", "rows"})
     towers = frozenset({"text"})
     papers = ("arxiv:2210.07183",)
     file: str = ""

@@ -1,0 +1,199 @@
+"""Bad input of a classification by the command line: one line that names it and says how to mend it, exit 2, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from medtame import cli, encoders
+from medtame.data.draws import draw
+from medtame.data.samples import ManifestSamples
+from medtame.errors import DataError
+from medtame.tasks.classification import Classification
+from shop import family, written
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": family})
+    monkeypatch.setenv("MEDTAME_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return written(tmp_path / "data")
+
+
+@pytest.fixture
+def medtame(monkeypatch, capsys):
+    """Run a command line: exit code, standard output, standard error."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["medtame", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    return run
+
+
+def changed(table, change):
+    """The table with every row passed through `change` (None: the row is dropped)."""
+    with table.open(encoding="utf-8") as file:
+        rows = [change(number, row) for number, row in enumerate(csv.DictReader(file))]
+    kept = [row for row in rows if row is not None]
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(kept[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    return kept
+
+
+def compared(medtame, table, *more):
+    return medtame(
+        "compare", table, "--encoder", "tiny", "--shots", "2", "--draws", "2", "--out", "out", "--methods", "linear_probe", *more
+    )
+
+
+def one_line(err, *words):
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err, err
+
+
+def test_a_class_in_test_only_is_named_and_may_be_left_out(shop, medtame):
+    rows = changed(shop, lambda number, row: row | {"label": "photograph"} if number in (0, 1) else row)
+    assert {row["split"] for row in rows[:2]} == {"test"}
+    code, out, err = compared(medtame, shop)
+    assert (code, out) == (2, "")
+    one_line(err, "'photograph' is in test only (2 rows)", "--set task.classes=bright,dark,nothing")
+    code, out, _ = compared(medtame, shop, "--set", "task.classes=bright,dark,nothing", "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record["data"]["n"] == 58
+    assert "2 of 60 rows are left out, for their class is not asked about: 'photograph' 2." in record["details"]["warnings"]
+
+
+def test_classes_restrict_train_and_test(shop, medtame):
+    code, out, _ = compared(medtame, shop, "--set", "task.classes=dark,bright", "--json")
+    record = json.loads(out)
+    assert code == 0
+    assert record["data"]["classes"] == {"bright": 20, "dark": 20}
+    assert record["data"]["split"]["train"] + record["data"]["split"]["test"] == 40
+    assert list(record["details"]["prompts"]) == ["dark", "bright"]  # in the order asked for
+    assert any(note.startswith("20 of 60 rows are left out") and "'nothing' 20" in note for note in record["details"]["warnings"])
+    code, out, _ = medtame("evaluate", "out/run", shop, "--json")
+    evaluated = json.loads(out)
+    assert evaluated["n"] == record["data"]["split"]["test"]
+    assert any("are left out" in note for note in evaluated["notes"])
+    code, _, err = compared(medtame, shop, "--set", "task.classes=dark,pink")
+    assert code == 2
+    one_line(err, "'pink' is not a class of the training rows (dark)")
+    code, _, err = compared(medtame, shop, "--set", "task.classes=pink,red")
+    assert code == 2
+    one_line(err, "no row is of the classes pink, red", "bright, dark, nothing")
+
+
+def test_prompts_that_are_alike_are_refused(shop, medtame, tmp_path):
+    same = tmp_path / "same.json"
+    same.write_text(json.dumps({name: ["an image"] for name in ("bright", "dark", "nothing")}), encoding="utf-8")
+    code, _, err = compared(medtame, shop, "--prompts", same)
+    assert code == 2
+    one_line(err, "the prompts of 'bright' and of 'dark' (and of 1 more) are the same ('an image')", "give each a sentence of its own")
+    code, _, err = compared(medtame, shop, "--set", "task.templates=an image")
+    assert code == 2
+    one_line(err, "words cannot tell them apart", "write {} for the name")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ("there is no file",)),
+        ("{bad", ("is no file of findings", '{"classes"')),
+        ('{"classes": {"bright": ["a disc"], "dark": ["a hole"]}}', ("says nothing of the class 'nothing'", "add the class")),
+        (
+            '{"classes": {"bright": ["a disc"], "dark": ["a hole"], "nothing": ["plain grey"], "pink": ["x"]}}',
+            ("speaks of 'pink'", "remove it"),
+        ),
+    ],
+)
+def test_a_findings_file_that_does_not_fit(shop, medtame, tmp_path, content, words):
+    file = tmp_path / "mine.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    code, _, err = compared(medtame, shop, "--methods", "descriptors", "--set", f"descriptors.file={file}")
+    assert code == 2
+    one_line(err, "mine.json", *words)
+
+
+def test_a_regime_that_does_not_exist_or_cannot_be_served(shop, medtame, tmp_path):
+    code, _, err = compared(medtame, shop, "--regime", "odd")
+    assert code == 2
+    one_line(err, "no regime is called 'odd'", "realistic, relaxed, standard")
+    assert not (tmp_path / "out").exists()
+    code, out, _ = compared(medtame, shop, "--regime", "realistic", "--json")
+    assert (code, {row["regime"] for row in json.loads(out)["rows"]}) == (0, {"realistic"})
+    rare = ["a"] * 2000 + ["b"]
+    with pytest.raises(DataError, match=r"hold 'a' alone in 99.9% of cases \(2,000 of 2,001 training rows\): use the regime standard"):
+        draw(rare, np.arange(2001), 2, seed=0, regime="realistic")
+    assert len(draw(rare, np.arange(2001), 2, seed=0, regime="relaxed").rows) == 4
+
+
+def test_two_images_are_too_few_to_measure_but_enough_to_fit(shop, medtame):
+    changed(shop, lambda number, row: row | {"split": ""} if number in (0, 2) else None)
+    code, _, err = compared(medtame, shop)
+    assert code == 2
+    one_line(err, "2 rows", "each class in one row", "column 'split'")
+    assert medtame("adapt", shop, "--encoder", "tiny", "--method", "linear_probe", "--split", "all", "--out", "run")[0] == 0
+
+
+def test_features_that_are_no_numbers(shop, medtame, monkeypatch):
+    def broken(rest):
+        card, load = family(rest)
+
+        def opened():
+            made = load()
+            with torch.no_grad():
+                made.image_tower.out.bias.fill_(float("nan"))
+            return made
+
+        return card, opened
+
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": broken})
+    code, _, err = compared(medtame, shop)
+    assert code == 2
+    one_line(err, "the encoder tiny gives features that are no numbers", "check its weights")
+
+
+def test_very_many_classes_are_not_all_named():
+    names = [f"class {k}" for k in range(10_000)]
+    train = ManifestSamples({"image": ["a.png"] * 10_000, "label": names}, np.arange(10_000))
+    task = Classification().settled(train)
+    assert len(task.learnt) == 10_000
+    with pytest.raises(DataError) as found:
+        task.servable(train.replaced(label=[f"other {k}" for k in range(10_000)]))
+    assert len(str(found.value)) < 500
+    assert "and 9,995 more" in str(found.value)
+
+
+def test_a_column_without_a_name_and_what_is_no_file(shop, medtame):
+    code, _, err = compared(medtame, shop, "--columns", "image=")
+    assert code == 2
+    one_line(err, "--columns image= has a name on one side only", "such as image=filename")
+    code, out, err = medtame("check", "/dev/null")
+    assert (code, err) == (2, "")
+    assert out.startswith("error: /dev/null is neither a file nor a folder: give a .csv")
+    assert len(out.splitlines()) == 2  # the error, and what follows from it
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence(shop, medtame, tmp_path, monkeypatch):
+    (tmp_path / "taken").write_text("a file", encoding="utf-8")
+    monkeypatch.setenv("MEDTAME_CACHE", str(tmp_path / "taken"))
+    code, out, err = compared(medtame, shop, "--json")
+    assert code == 0
+    one_line(err, "medtame: warning: features are not kept on disk", "set MEDTAME_CACHE to another folder")
+    assert json.loads(out)["best"]
