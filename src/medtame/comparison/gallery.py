@@ -133,7 +133,7 @@ def heat_maps(run: Run, test: Samples, called: Sequence[str]) -> list[dict[str, 
     ill, well = ([row for row in order if (labels[row] == normal) == kind] for kind in (False, True))
     chosen = list(dict.fromkeys([*ill[:3], *ill[-2:], *well[: SHOWN - 5]]))
     maps = [np.asarray(said.arrays[f"{row}/map"]) for row in order]
-    low, high = (float(np.median([np.quantile(one, share) for one in maps])) for share in (0.5, 1.0)) if maps else (0.0, 1.0)
+    low, high = (float(np.median([np.quantile(one, share) for one in maps])) for share in (0.75, 1.0)) if maps else (0.0, 1.0)
     rows = []
     for row in chosen:
         one = test.take([row])

@@ -35,6 +35,15 @@ def ranked(values: Tensor, scale: Tensor) -> Tensor:
     return inside + ((values - scale[-1]) / step).clamp(min=0) / 2
 
 
+def placed(ranks: Tensor, scale: Tensor) -> Tensor:
+    """The value that has a rank on a scale: `ranked` undone."""
+    place = (ranks * (KNOTS - 1)).clamp(0, KNOTS - 1)
+    low = place.long().clamp(max=KNOTS - 2)
+    step = (scale[-1] - scale[KNOTS // 2]).clamp(min=1e-9)
+    inside = scale[low] + (place - low) * (scale[low + 1] - scale[low])
+    return inside + (ranks - 1).clamp(min=0) * 2 * step
+
+
 @dataclass(frozen=True)
 class TextAndMemoryAdapted(Adapted):
     bank: Tensor  # (m, F)
@@ -49,8 +58,8 @@ class TextAndMemoryAdapted(Adapted):
             vectors = patch_vectors(query, self.side)
             distances = nearest(vectors.flatten(0, 1), self.bank).reshape(len(vectors), self.side, self.side)
             said = words(query, self.side, self.windows)
-            joined = (1 - self.weight) * ranked(distances, self.memory_scale) + self.weight * ranked(said, self.words_scale)
-            return Grids(at_size(joined, query))
+            as_distances = placed(ranked(said, self.words_scale), self.memory_scale)
+            return Grids(at_size((1 - self.weight) * distances + self.weight * as_distances, query))
 
 
 def words(query: Query, side: int, windows: tuple[int, ...]) -> Tensor:
@@ -61,9 +70,9 @@ def words(query: Query, side: int, windows: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class TextAndMemory(Method):
-    """(1 - w) x rank of the memory's distance + w x rank of the words' logit, among values of training normals.
+    """(1 - w) x the memory's distance + w x the distance that has, among training normals, the rank of the words' logit.
 
-    The words as in WinCLIP, the memory as in PatchCore (Jeong et al. 2023 add the two as they are; ranks need no common unit). A normal's
+    The words as in WinCLIP, the memory as in PatchCore (Jeong et al. 2023 add the two as they are; by ranks they have one unit). A normal's
     distance is to the other normals only. w is the one of `weights` with the highest average precision of patches of made anomalies,
     each against normals of other patients; where nothing can be left out, the first. So words that say nothing get the weight zero.
     """
@@ -100,7 +109,7 @@ class TextAndMemory(Method):
             return TextAndMemoryAdapted(bank, self.side, self.windows, knots(plain), knots(said[:known]), self.weights[0])
         scales = knots(distances[:known]), knots(said[:known])
         truth = torch.nn.functional.adaptive_avg_pool2d(problem.targets[torch.as_tensor(asked)][:, 0], self.side) > 0.5
-        maps = ranked(distances, scales[0]), ranked(said, scales[1])
+        maps = distances, placed(ranked(said, scales[1]), scales[0])
         return TextAndMemoryAdapted(bank, self.side, self.windows, *scales, self._weight(maps, truth))
 
     def _left_out(self, query: Query, normals: Tensor, groups: Array, known: Array) -> Tensor | None:
