@@ -275,7 +275,9 @@ def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, d
         time.perf_counter,
         lambda method: watch(f"timing {method}", next(timed), len(every)),
     )
-    cells = [cell for name in every if name in plan.draws for cell in budget.cells_of(name, grid.asked(name, asked.shots), plan.draws[name])]
+    cells = [
+        cell for name in every if name in plan.draws for cell in budget.cells_of(name, grid.asked(name, asked.shots), plan.draws[name])
+    ]
     found: dict[tuple[str, Shots], list[Outcome]] = {}
     for done, cell in enumerate(cells):
         watch(f"{cell.method}, {cell.shots} shots", done, len(cells))
