@@ -256,3 +256,15 @@ def test_prompts_come_from_a_file_and_reach_every_method(shop, medtame, tmp_path
     assert "'brigth'" in bad(medtame, *words, "--out", "out2")
     (tmp_path / "prompts.json").write_text("{")
     assert "prompts.json" in bad(medtame, *words, "--out", "out3")
+
+
+def test_times_of_methods_that_were_not_run_are_in_minutes_or_seconds():
+    from medtame import terminal
+
+    assert [terminal.about(minutes) for minutes in (0.001, 0.4, 1.9, 2.0, 11.2)] == [
+        "about 1 seconds",
+        "about 24 seconds",
+        "about 114 seconds",
+        "about 2 minutes",
+        "about 11 minutes",
+    ]

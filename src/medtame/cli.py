@@ -335,7 +335,7 @@ def tell(result: Any, as_json: bool) -> None:
         parts.append(terminal.controls(record))
     notes = [f"note: {note}" for note in record["details"]["warnings"]]
     for row in record["not_run"]:
-        notes.append(f"not run: {row['method']}, {row['reason'] or 'about ' + format(row['minutes'], '.0f') + ' minutes'}")
+        notes.append(f"not run: {row['method']}, {row['reason'] or terminal.about(row['minutes'])}")
     advice = record["details"]["recommendation"]
     notes += [f"recommended: {advice['method']}; {advice['why']}. {advice['on_test']}".rstrip()] if advice else []
     best = f"best (*): {record['best']}, {record['details']['protocol']['how_best_was_chosen']}"

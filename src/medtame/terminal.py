@@ -162,6 +162,11 @@ def metrics(values: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def about(minutes: float) -> str:
+    """A time that a method would take: whole minutes, or seconds below two of them."""
+    return f"about {minutes:.0f} minutes" if minutes >= 2 else f"about {max(1.0, 60 * minutes):.0f} seconds"
+
+
 def listing(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table()
     for title in titles:
