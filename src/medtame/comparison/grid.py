@@ -198,9 +198,8 @@ def told(cell: Cell, run: Run) -> list[str]:
     if cell.draw == 0 and note:
         said.append(f"{cell.method}: {note.rstrip('.')}.")
     if getattr(run.adapted, "chosen_by_data", True) is False:
-        said.append(
-            f"{cell.method} at {cell.shots} shots: its hyper-parameters were not chosen by data (too few rows); fixed ones are used."
-        )
+        shots = "1 shot" if cell.shots == 1 else f"{cell.shots} shots"
+        said.append(f"{cell.method} at {shots}: its hyper-parameters were not chosen by data (too few rows); fixed ones are used.")
     return said
 
 
