@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medtame.errors import MedtameError, RunError
-from medtame.metrics.bins import debiased_gap, equal_mass_bins, share
+from medtame.metrics.bins import debiased_gap, equal_mass_bins, running_sums, share
 from medtame.types import Array
 
 NUMBERS_AT_ONCE = 2**17  # counts held as float64 at a time: they stay in the processor's cache
@@ -172,8 +172,7 @@ def _auroc(weights: Array, scores: Array, truth: Array) -> Array:
     negative = negative[np.argsort(scores[negative])]
     lower, upper = (np.searchsorted(scores[negative], scores[positive], side=side) for side in ("left", "right"))
     counts = weights.T
-    below = np.concatenate([np.zeros((1, len(weights))), counts[negative].cumsum(0)])
-    of_positive = counts[positive]
+    below, of_positive = running_sums(counts[negative]), counts[positive]
     twice = np.einsum("nb,nb->b", of_positive, below[lower] + below[upper])
     return share(twice, 2 * of_positive.sum(0) * below[-1])
 

@@ -77,11 +77,12 @@ class Clap(Learner):
         def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             allowed = allowed_of(query, batch)
             unit, norms = units(prototypes)
-            logits = masked(cosine_logits(vectors[batch], unit, query.encoder) + offset, allowed)
+            shown = vectors[batch]
+            logits = masked(cosine_logits(shown, unit, query.encoder) + offset, allowed)
             wrong, slope = of_balanced(logits, counted[batch] * (len(rows) / len(batch)), exclusive=exclusive)
             away = prototypes - anchor
             held = (weights * away.square().sum(1)).mean()
-            pull = to_prototypes(slope, vectors[batch], unit, norms, query.encoder.scale, allowed)
+            pull = to_prototypes(slope, shown, unit, norms, query.encoder.scale, allowed)
             return wrong + held, {"prototypes": pull + 2 / len(weights) * weights[:, None] * away}
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)

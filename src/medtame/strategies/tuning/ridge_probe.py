@@ -46,10 +46,11 @@ def leave_one_out(features: Tensor, targets: Tensor, penalties: Tensor) -> Tenso
         vectors = features @ directions / values.sqrt()
     rotated, squared = vectors.T @ targets, vectors.square()
     shrink = values.clamp(min=0) / (values.clamp(min=0) + penalties[:, None])  # (P, rank)
-    fitted = torch.einsum("ij,pj,jc->pic", vectors, shrink, rotated)
-    leverage = shrink @ squared.T + 1 / n
-    residual = (targets - fitted) / (1 - leverage).clamp(min=1e-9)[..., None]
-    errors: Tensor = residual.square().mean((1, 2))
+    shrunk = (shrink.T[:, :, None] * rotated[:, None]).flatten(1)  # (rank, P x C): all penalties in one product
+    fitted = (vectors @ shrunk).unflatten(1, (len(penalties), -1))  # (n, P, C)
+    leverage = squared @ shrink.T + 1 / n
+    residual = (targets[:, None] - fitted) / (1 - leverage).clamp(min=1e-9)[..., None]
+    errors: Tensor = residual.square().mean((0, 2))
     return errors
 
 

@@ -60,9 +60,10 @@ class TextInitialisedProbe(Learner):
         def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
             allowed = allowed_of(query, batch)
             unit, norms = units((texts if texts.ndim == 2 else texts[batch]) + shift * learnt)
-            logits = masked(cosine_logits(vectors[batch], unit, query.encoder), allowed)
+            shown = vectors[batch]
+            logits = masked(cosine_logits(shown, unit, query.encoder), allowed)
             value, slope = of_mean(logits, targets[batch], exclusive=exclusive)
-            return value, {"shift": learnt * to_prototypes(slope, vectors[batch], unit, norms, query.encoder.scale, allowed)}
+            return value, {"shift": learnt * to_prototypes(slope, shown, unit, norms, query.encoder.scale, allowed)}
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
         kept = yield from descend_slopes({"shift": shift}, loss, how, n=len(rows), seed=problem.seed, resume=resume)
