@@ -51,8 +51,17 @@ def searched(
         affinity = step
         for number in range(len(SHARPNESSES)):
             cached = sum((affinity @ side * share for side, share in zip(sides, full, strict=True)), torch.zeros(()))
-            logits = zero_shot[rows] + alphas[:, None, None] * cached
-            losses[number] += balanced_loss(logits, weights[rows], exclusive=exclusive)
+            losses[number] += of_strengths(zero_shot[rows], cached, weights[rows], alphas, exclusive=exclusive)
             affinity = affinity * step
     alpha = int((losses <= losses.min() + NO_WORSE * values.shape[1]).any(0).float().argmax())
     return float(alphas[alpha]), float(SHARPNESSES[losses[:, alpha].argmin()]) * scale / 100
+
+
+def of_strengths(start: Tensor, cached: Tensor, weights: Tensor, alphas: Tensor, *, exclusive: bool) -> Tensor:
+    """(A,) `supports.balanced_loss` of start + alpha x cached (n, C) for each alpha; with classes first, so that long rows are added."""
+    if not exclusive:
+        return balanced_loss(start + alphas[:, None, None] * cached, weights, exclusive=False)
+    logits = torch.addcmul(start.T[:, None], alphas[:, None], cached.T[:, None].contiguous())  # (C, A, n)
+    most = logits.amax(0)
+    shares = logits.sub_(most).exp_().sum(0).log_().add_(most)
+    return shares @ weights.sum(1) - (weights * start).sum() - alphas * (weights * cached).sum()
