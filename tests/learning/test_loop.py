@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from medtame.learning.loop import Descent, descend, finish, warm_cosine
+from medtame.learning.loop import Descent, descend, descend_slopes, finish, warm_cosine
 
 
 def problem() -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,3 +57,19 @@ def test_the_rate_rises_over_the_warm_up_and_falls_along_half_a_cosine():
     assert rates[2] == pytest.approx(1.0)
     assert rates[6] == pytest.approx(0.5 * (1 + math.cos(math.pi * 4 / 8)))
     assert all(a > b for a, b in pairwise(rates[2:]))
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_a_gradient_in_another_order_is_applied_where_it_belongs(optimiser):
+    """One that lies column by column: fused optimisers would read it row by row, and say nothing."""
+    start, wanted = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(1))
+    how, learnt = Descent(steps=5, learning_rate=0.1, batch=1, optimiser=optimiser), []
+    for turned in (False, True):
+        weight = start.clone()
+
+        def slopes(rows: torch.Tensor, weight: torch.Tensor = weight, turned: bool = turned):
+            gradient = 2 * (weight - wanted)
+            return gradient.square().sum(), {"w": gradient.T.contiguous().T if turned else gradient}
+
+        learnt.append(finish(descend_slopes({"w": weight}, slopes, how, n=1, seed=0))["w"])
+    assert torch.equal(*learnt)

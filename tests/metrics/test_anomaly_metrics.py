@@ -63,7 +63,7 @@ def test_with_few_distinct_scores_they_equal_scikit_learn_and_the_twin():
 
 
 def test_with_any_scores_they_are_within_two_thousandths():
-    maps, masks = made(None, size=60)
+    maps, masks = made(None, size=36)
     found, *_ = statistics(maps, masks)
     known = [(a, b) for a, b in zip(maps, masks, strict=True) if b is not None]
     labels, pixels = np.concatenate([b.ravel() for _, b in known]), np.concatenate([a.ravel() for a, _ in known])

@@ -19,6 +19,7 @@ from medtame.learning.anomaly import word_maps
 from medtame.run import Run, fitted
 from medtame.strategies.fusion.text_and_memory import TextAndMemory, knots, placed, ranked
 from medtame.strategies.knowledge.described_anomalies import DescribedAnomalies, recipe_of
+from medtame.strategies.tuning.residual_adapters import cosines
 from medtame.tasks.anomaly_detection import AnomalyDetection
 
 TASK = AnomalyDetection(normal="normal", size=8, side=4, made=30)
@@ -115,6 +116,18 @@ def test_the_residual_is_what_no_example_explains(normals, test):
 def test_what_is_learnt_on_made_anomalies_finds_real_ones(name, normals, test):
     settings = {"described_anomalies": {"findings": ("a bright disc", "a dark disc"), "side": 8}}.get(name, {"steps": 60})
     assert auroc(run_of(name, normals, **settings), test) > 0.75
+
+
+def test_a_bottlenecks_cosines_are_those_of_its_vectors():
+    generator = torch.Generator().manual_seed(0)
+    towards, up = torch.randn(20, generator=generator), torch.randn(20, 6, generator=generator)
+    for width in (9, 20):  # 20: the map lies in the text's space
+        maps, down = normalize(torch.randn(3, width, 4, 4, generator=generator), dim=1), torch.randn(6, width, generator=generator)
+        made = normalize(torch.einsum("dh,nhxy->ndxy", up, torch.relu(torch.einsum("hf,nfxy->nhxy", down, maps))), dim=1)
+        if width == 20:
+            made = normalize(0.3 * made + 0.7 * maps, dim=1)
+        plain = torch.einsum("ndxy,d->nxy", made, towards)
+        assert torch.allclose(cosines(maps, down, up, towards, 0.3), plain, atol=1e-5)
 
 
 def test_the_loss_falls_as_states_are_learnt(normals):

@@ -99,7 +99,7 @@ def descend_slopes(
         rows = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + number))[: how.batch]
         value, found = slopes(rows)
         for name, tensor in named.items():
-            tensor.grad = found[name]
+            tensor.grad = in_order_of(tensor, found[name])
         optimiser.step()
 
         def state(number: int = number) -> dict[str, Tensor]:
@@ -107,6 +107,13 @@ def descend_slopes(
 
         yield Step(number, how.steps, float(value), state)
     return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+def in_order_of(tensor: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """The gradient laid out as its tensor is: fused optimisers read both number by number and do not look at the order of axes."""
+    if gradient is None or gradient.stride() == tensor.stride():
+        return gradient
+    return torch.empty_like(tensor).copy_(gradient)
 
 
 def _kept(named: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, number: int) -> dict[str, Tensor]:

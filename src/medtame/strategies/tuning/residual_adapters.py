@@ -30,12 +30,18 @@ def maps_of(query: Query) -> list[Tensor]:
     return [normalize(scale, dim=1)[rows] for scale in scales]
 
 
-def adapted(maps: Tensor, down: Tensor, up: Tensor, ratio: float) -> Tensor:
-    """(N, D, G, G) unit norm: what a bottleneck makes of maps (N, F, G, G), mixed with them where they lie in the text's space."""
-    changed = torch.einsum("dh,nhxy->ndxy", up, torch.relu(torch.einsum("hf,nfxy->nhxy", down, maps)))
-    if maps.shape[1] == changed.shape[1]:
-        changed = ratio * normalize(changed, dim=1) + (1 - ratio) * maps
-    return normalize(changed, dim=1)
+def cosines(maps: Tensor, down: Tensor, up: Tensor, towards: Tensor, ratio: float) -> Tensor:
+    """(N, G, G) the product of `towards` (D,) and the unit vector that a bottleneck makes of each cell of maps (N, F, G, G).
+
+    Where the map lies in the text's space (F = D) the two are mixed. Else the vectors of D numbers are never made: their product and
+    their length follow from the H numbers inside the bottleneck.
+    """
+    hidden = torch.relu(torch.einsum("hf,nfxy->nhxy", down, maps))
+    if maps.shape[1] == len(towards):
+        changed = ratio * normalize(torch.einsum("dh,nhxy->ndxy", up, hidden), dim=1) + (1 - ratio) * maps
+        return torch.einsum("ndxy,d->nxy", normalize(changed, dim=1), towards)
+    length = (hidden * torch.einsum("kh,nhxy->nkxy", up.T @ up, hidden)).sum(1).clamp(min=1e-12).sqrt()
+    return torch.einsum("nhxy,h->nxy", hidden, up.T @ towards) / length
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class ResidualAdaptersAdapted(Adapted):
         """(N, 1, H, W) the mean over maps of scale x (cosine to abnormal - cosine to normal) + offset."""
         towards, found = query.encoder.scale * (self.texts[1] - self.texts[0]), []
         for k, scale in enumerate(maps):
-            vectors = adapted(scale, self.weights[f"down.{k}"], self.weights[f"up.{k}"], self.ratio)
-            found.append(at_size(torch.einsum("ndhw,d->nhw", vectors, towards) + self.weights["offset"][k], query))
+            cosine = cosines(scale, self.weights[f"down.{k}"], self.weights[f"up.{k}"], towards, self.ratio)
+            found.append(at_size(cosine + self.weights["offset"][k], query))
         return torch.stack(found).mean(0)
 
     def answer(self, query: Query) -> Grids:
