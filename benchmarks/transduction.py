@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.harness import Case, verdict
 from benchmarks.made import made
-from medtame.strategies.direct_use.transductive import Transductive, TransductiveAdapted, likelihood, spread
+from medtame.strategies.direct_use.transductive import Transductive, TransductiveAdapted, likelihood
 from medtame.types import Query
 
 MOST_DIFFERENCE = 1e-3  # of probabilities
@@ -55,7 +55,7 @@ def peak_bytes(work: Callable[[], Any]) -> int:
 
 
 @contextmanager
-def of_rows(rows: int = 6000, classes: int = 8, dimension: int = 512, memory_rows: tuple[int, ...] = MEMORY_ROWS) -> Iterator[Case]:
+def of_rows(rows: int = 12_000, classes: int = 8, dimension: int = 512, memory_rows: tuple[int, ...] = MEMORY_ROWS) -> Iterator[Case]:
     """Time at a size at which the dense matrix fits; memory of ours at growing sizes, up to 10^5 rows."""
     data = made(rows, classes, dimension, noise=4.0)
     fitted = adapted(data.problem(np.arange(min(rows, 80))))
@@ -98,12 +98,18 @@ def dense(how: TransductiveAdapted, features: Tensor, logits: Tensor) -> Tensor:
     centred = features - features.mean(0)
     prior, said = how.text_weight * logits.log_softmax(1), logits.log_softmax(1)
     means = centred[logits.softmax(1).topk(how.confident, dim=0).indices].mean(0)
-    variance = spread(centred, said.exp(), means)
+    variance = of_shares(centred, said.exp(), means)
     for _ in range(how.rounds):
         known = prior + how.likelihood_weight * likelihood(centred, means, variance)
         for _ in range(how.steps):
             said = (known + affinity @ said.exp()).log_softmax(1)
         share = said.exp()
         means = share.T @ centred / share.sum(0)[:, None].clamp(min=1e-6)
-        variance = spread(centred, share, means)
+        variance = of_shares(centred, share, means)
     return said
+
+
+def of_shares(features: Tensor, share: Tensor, means: Tensor) -> Tensor:
+    """(D,) the mean square distance of rows to the means, by their shares, as the formula has it."""
+    moment = (features.square() - 2 * features * (share @ means) + share @ means.square()).mean(0)
+    return moment.clamp(min=max(1e-3 * float(moment.mean()), 1e-12))

@@ -152,7 +152,7 @@ def test_transduction_equals_the_dense_one_and_holds_no_matrix_of_all_pairs(of: 
     found, goal = checked(of("transduction").of_rows(300, 4, 16, (5000, 10_000)))
     assert (found[:4], goal) == ("ok: ", 10.0)
     module = "medtame.strategies.direct_use.transductive"
-    monkeypatch.setattr(f"{module}.NUMBERS_AT_ONCE", 2**30)
+    monkeypatch.setattr("medtame.features.neighbours.NUMBERS_AT_ONCE", 2**30)
     assert checked(of("transduction").of_rows(300, 4, 16, (1000, 2000)))[0].startswith("failed: ")  # all pairs at once: memory
     monkeypatch.undo()
     monkeypatch.setattr(f"{module}.nearest", lambda features, count: (torch.zeros(len(features), 0, dtype=torch.long), torch.zeros(0)))

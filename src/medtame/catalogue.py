@@ -73,7 +73,7 @@ def build(shelf: str, name: str, settings: Mapping[str, Any] | None = None) -> A
             chosen[key] = build(field.metadata["part"], part)
         elif isinstance(part, Mapping):
             chosen[key] = build(field.metadata["part"], part["name"], part["settings"])
-    hints = get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True) if chosen else {}
     return kind(**{key: _checked(name, key, value, hints[key], fields) for key, value in chosen.items()})
 
 

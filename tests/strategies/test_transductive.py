@@ -10,9 +10,10 @@ import torch
 from planted_encoder import PlantedEncoder, noise, problem, query, samples, unit
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medtame.features import neighbours
+from medtame.features.neighbours import nearest
 from medtame.strategies.base import zero_shot_logits
-from medtame.strategies.direct_use import transductive
-from medtame.strategies.direct_use.transductive import Transductive, nearest
+from medtame.strategies.direct_use.transductive import Transductive
 
 NAMES = ("a", "b", "c")
 
@@ -67,7 +68,7 @@ def accuracy(logits, labels):
 
 def test_it_equals_the_dense_slow_twin(monkeypatch):
     rows, labels = clusters()
-    monkeypatch.setattr(transductive, "NUMBERS_AT_ONCE", 70)  # two rows at a time
+    monkeypatch.setattr(neighbours, "NUMBERS_AT_ONCE", 70)  # two rows at a time
     said = Transductive().fit(problem(rows, labels)).answer(rows).values
     slow = dense(rows.encoder.images, zero_shot_logits(rows))
     assert np.allclose(said.double().exp().numpy(), np.exp(slow), atol=2e-4)
@@ -97,7 +98,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_grows_with_the_rows_and_not_with_their_square(monkeypatch):
-    monkeypatch.setattr(transductive, "NUMBERS_AT_ONCE", 2**14)
+    monkeypatch.setattr(neighbours, "NUMBERS_AT_ONCE", 2**14)
     seen = []
     for n in (1500, 3000):
         rows, labels = clusters(n=n)

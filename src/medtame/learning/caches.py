@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +15,7 @@ from medtame.types import Array
 STRENGTHS = torch.logspace(-2, 2, 20)  # alpha, at a logit scale of 100
 SHARPNESSES = torch.arange(1.0, 21.0)  # beta, at a logit scale of 100: multiples of the first
 NO_WORSE = 1e-3  # a difference of mean cross-entropy that is none: where many settings fit the support, the weakest cache is taken
+LN_2 = math.log(2)
 AT_ONCE = 2**24  # numbers, at most, of a block
 
 
@@ -48,20 +52,27 @@ def searched(
         others = (own[rows, None] != own).float()
         full = [(side.sum(0) / (others @ side)).nan_to_num(1, posinf=1) for side in sides]  # 1 for a class without rows
         step = torch.exp(-first * (1 - features[rows] @ features.T)) * others
-        affinity = step
+        affinity, of_strengths = step.clone(), losses_of(zero_shot[rows], weights[rows], alphas, exclusive=exclusive)
         for number in range(len(SHARPNESSES)):
-            cached = sum((affinity @ side * share for side, share in zip(sides, full, strict=True)), torch.zeros(()))
-            losses[number] += of_strengths(zero_shot[rows], cached, weights[rows], alphas, exclusive=exclusive)
-            affinity = affinity * step
+            losses[number] += of_strengths(sum((affinity @ side * share for side, share in zip(sides, full, strict=True)), torch.zeros(())))
+            affinity.mul_(step)
     alpha = int((losses <= losses.min() + NO_WORSE * values.shape[1]).any(0).float().argmax())
     return float(alphas[alpha]), float(SHARPNESSES[losses[:, alpha].argmin()]) * scale / 100
 
 
-def of_strengths(start: Tensor, cached: Tensor, weights: Tensor, alphas: Tensor, *, exclusive: bool) -> Tensor:
-    """(A,) `supports.balanced_loss` of start + alpha x cached (n, C) for each alpha; with classes first, so that long rows are added."""
+def losses_of(start: Tensor, weights: Tensor, alphas: Tensor, *, exclusive: bool) -> Callable[[Tensor], Tensor]:
+    """A function of cached (n, C) that gives (A,) `supports.balanced_loss` of start + alpha x cached for each alpha.
+
+    Classes come first, so that long rows are added; powers are of 2, which take half as long as those of e.
+    """
     if not exclusive:
-        return balanced_loss(start + alphas[:, None, None] * cached, weights, exclusive=False)
-    logits = torch.addcmul(start.T[:, None], alphas[:, None], cached.T[:, None].contiguous())  # (C, A, n)
-    most = logits.amax(0)
-    shares = logits.sub_(most).exp_().sum(0).log_().add_(most)
-    return shares @ weights.sum(1) - (weights * start).sum() - alphas * (weights * cached).sum()
+        return lambda cached: balanced_loss(start + alphas[:, None, None] * cached, weights, exclusive=False)
+    of_start, mass, said = (start.T / LN_2)[:, None].contiguous(), weights.sum(1) * LN_2, (weights * start).sum()
+    held = torch.empty(start.shape[1], len(alphas), len(start))
+
+    def losses(cached: Tensor) -> Tensor:
+        logits = torch.addcmul(of_start, alphas[:, None], (cached.T / LN_2)[:, None].contiguous(), out=held)
+        most = logits.amax(0)
+        return logits.sub_(most).exp2_().sum(0).log2_().add_(most) @ mass - said - alphas * (weights * cached).sum()
+
+    return losses

@@ -11,7 +11,7 @@ from medtame.types import Array
 
 def units(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (..., D) at unit norm, and their norms (..., 1)."""
-    norms = weights.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    norms = torch.linalg.vector_norm(weights, dim=-1, keepdim=True).clamp(min=1e-12)
     return weights / norms, norms
 
 
@@ -35,17 +35,25 @@ def to_prototypes(slope: Tensor, vectors: Tensor, unit: Tensor, norms: Tensor, s
 def of_mean(logits: Tensor, targets: Tensor, *, exclusive: bool) -> tuple[Tensor, Tensor]:
     """The mean cross-entropy of rows, and its gradient to logits (n, C); where several may hold, over known targets (NaN is unknown)."""
     if exclusive:
-        log_share = logits.log_softmax(1)
-        loss = -(targets * log_share).sum(1).mean()
-        return loss, (log_share.exp() * targets.sum(1, keepdim=True) - targets) / len(targets)
+        return of_shares(logits, targets / len(targets))
     known = ~targets.isnan()
     loss = nn.functional.binary_cross_entropy_with_logits(logits[known], targets[known])
     return loss, torch.where(known, logits.sigmoid() - targets, 0) / known.sum()
 
 
+def of_shares(logits: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """- sum of weights x log softmax of logits, both (n, C), and its gradient to logits; with classes first: long rows are added."""
+    shares, mass = logits.T.contiguous(), weights.sum(1)
+    most = shares.amax(0)
+    shares = (shares - most).exp_()
+    total = shares.sum(0)
+    loss = mass @ total.log().add_(most) - (weights * logits).sum()
+    return loss, shares.mul_(mass / total).T - weights
+
+
 def of_balanced(logits: Tensor, weights: Tensor, *, exclusive: bool) -> tuple[Tensor, Tensor]:
     """`supports.balanced_loss` of logits (n, C), and its gradient to them."""
-    loss = balanced_loss(logits, weights, exclusive=exclusive)
     if exclusive:
-        return loss, logits.softmax(1) * weights.sum(1, keepdim=True) - weights
+        return of_shares(logits, weights)
+    loss = balanced_loss(logits, weights, exclusive=exclusive)
     return loss, -weights * torch.sigmoid(-weights.sign() * logits)

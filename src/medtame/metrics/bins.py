@@ -7,8 +7,6 @@ from scipy.special import ndtr
 
 from medtame.types import Array
 
-ROWS_A_BLOCK = 25  # rows whose counts are summed one after the other
-
 
 def share(part: Array, whole: Array) -> Array:
     """Of each part in its whole (equal shapes), NaN where the whole is 0."""
@@ -30,15 +28,3 @@ def debiased_gap(gap: Array, variance: Array) -> Array:
         ratio = gap / spread
         expected = spread * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + gap * (1 - 2 * ndtr(-ratio))
     return np.where(spread > 0, 2 * gap - expected, gap)
-
-
-def running_sums(counts: Array) -> Array:
-    """(n + 1, B) sums of the first 0 to n rows of whole counts (n, B), by blocks of rows: rows are added, not number after number."""
-    n, width = counts.shape
-    exact = np.float32 if n * counts.max(initial=0) < 2**24 else np.float64
-    sums = np.zeros((-(-n // ROWS_A_BLOCK), ROWS_A_BLOCK, width), dtype=exact)
-    sums.reshape(-1, width)[:n] = counts
-    for row in range(1, ROWS_A_BLOCK):
-        sums[:, row] += sums[:, row - 1]
-    sums[1:] += sums[:-1, -1].cumsum(0)[:, None]
-    return np.concatenate([np.zeros((1, width), dtype=exact), sums.reshape(-1, width)[:n]])

@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from medtame.errors import MedtameError, RunError
-from medtame.metrics.bins import debiased_gap, equal_mass_bins, running_sums, share
+from medtame.metrics.bins import debiased_gap, equal_mass_bins, share
+from medtame.metrics.ranks import Ranks, rows_first
 from medtame.types import Array
 
 NUMBERS_AT_ONCE = 2**17  # counts held as float64 at a time: they stay in the processor's cache
@@ -139,7 +141,11 @@ class Auroc(Statistic):
         return int((~np.isnan(self.scores) & ~np.isnan(self.truth)).sum())
 
     def _at(self, weights: Array) -> Array:
-        return _auroc(weights, self.scores, self.truth)
+        return np.full(len(weights), np.nan) if self._ranks is None else self._ranks.auroc(rows_first(weights))
+
+    @cached_property
+    def _ranks(self) -> Ranks | None:
+        return Ranks.of(self.scores, self.truth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,24 +163,13 @@ class MacroAuroc(Statistic):
         return int((~np.isnan(self.scores) & ~np.isnan(self.truth)).any(1).sum())
 
     def _at(self, weights: Array) -> Array:
-        rows_first = np.ascontiguousarray(weights.T).T
-        classes = range(self.scores.shape[1])
-        each = [_auroc(rows_first, self.scores[:, k], self.truth[:, k]) for k in classes]
+        counts = rows_first(weights)
+        each = [np.full(len(weights), np.nan) if ranks is None else ranks.auroc(counts) for ranks in self._ranks]
         return mean_of_defined(np.stack(each, 1)) if each else np.full(len(weights), np.nan)
 
-
-def _auroc(weights: Array, scores: Array, truth: Array) -> Array:
-    """One sort; then the negatives below each positive are a cumulative sum of counts, ties half. Rows first: sums run along memory."""
-    known = ~np.isnan(scores) & ~np.isnan(truth)
-    positive, negative = np.flatnonzero(known & (truth > 0.5)), np.flatnonzero(known & (truth <= 0.5))
-    if not len(positive) or not len(negative):
-        return np.full(len(weights), np.nan)
-    negative = negative[np.argsort(scores[negative])]
-    lower, upper = (np.searchsorted(scores[negative], scores[positive], side=side) for side in ("left", "right"))
-    counts = weights.T
-    below, of_positive = running_sums(counts[negative]), counts[positive]
-    twice = np.einsum("nb,nb->b", of_positive, below[lower] + below[upper])
-    return share(twice, 2 * of_positive.sum(0) * below[-1])
+    @cached_property
+    def _ranks(self) -> list[Ranks | None]:
+        return [Ranks.of(self.scores[:, k], self.truth[:, k]) for k in range(self.scores.shape[1])]
 
 
 def _sorted_ties(scores: Array, truth: Array) -> tuple[Array, Array]:

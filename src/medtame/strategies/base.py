@@ -85,9 +85,9 @@ def masked(logits: Tensor, allowed: Array | None) -> Tensor:
     return logits if allowed is None else logits.masked_fill(~torch.as_tensor(allowed), REFUSED)
 
 
-def allowed_of(query: Query, rows: Tensor) -> Array | None:
+def allowed_of(query: Query, rows: Tensor | slice) -> Array | None:
     """(n, C) the candidates that some rows may take."""
-    return None if query.allowed is None else query.allowed[rows.numpy()]
+    return None if query.allowed is None else query.allowed[rows if isinstance(rows, slice) else rows.numpy()]
 
 
 def same_candidates(names: tuple[str, ...], query: Query) -> None:

@@ -58,8 +58,7 @@ class ClassificationFrame(Frame):
         probabilities = means(answer.values, owner).softmax(1).double().numpy()
         first = np.unique(owner, return_index=True)[1]
         images = query.samples.column("image")
-        rows = zip([images[row] for row in first], probabilities.tolist(), strict=True)
-        return Predicted(table=[_row(image, names, p) for image, p in rows], arrays={"scores": probabilities})
+        return Predicted(table=rows_of([images[row] for row in first], names, probabilities), arrays={"scores": probabilities})
 
     def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
         number = {name: k for k, name in enumerate(self.names)}
@@ -113,12 +112,14 @@ def means(logits: Tensor, owner: Array) -> Tensor:
     return summed / counts[:, None]
 
 
-def _row(image: object, names: tuple[str, ...], probability: list[float]) -> dict[str, object]:
-    most = max(probability)
-    refused = any(p != p for p in probability)  # NaN is no number and not equal to itself
-    said = {"image": getattr(image, "name", image), "prediction": "refused" if refused else names[probability.index(most)]}
-    said |= {f"score_{name}": p for name, p in zip(names, probability, strict=True)}
-    return {**said, "max_score": probability[0] if refused else most, "warning": "no answer" if refused else ""}
+def rows_of(images: Sequence[object], names: tuple[str, ...], probabilities: Array) -> list[dict[str, object]]:
+    """A row of the table for each image; probabilities (N, C), NaN where nothing was answered."""
+    keys = ("image", "prediction", *(f"score_{name}" for name in names), "max_score", "warning")
+    refused, most = np.isnan(probabilities).any(1), probabilities.max(1)
+    said = np.where(refused, "refused", np.array(names, dtype=object)[np.where(refused, 0, probabilities.argmax(1))])
+    warned = np.where(refused, "no answer", "")
+    rows = zip(images, said.tolist(), probabilities.tolist(), most.tolist(), warned.tolist(), strict=True)
+    return [dict(zip(keys, (getattr(image, "name", image), name, *p, top, warning), strict=True)) for image, name, p, top, warning in rows]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from pydantic import Field
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
+from medtame.features.neighbours import nearest
 from medtame.strategies.base import Method, masked, same_candidates, zero_shot_logits
 from medtame.types import Adapted, Problem, Query, Scores
-
-NUMBERS_AT_ONCE = 2**24  # cosines held at a time while neighbours are looked for: 64 MB, however many rows there are
 
 
 @dataclass(frozen=True)
@@ -34,39 +33,25 @@ class TransductiveAdapted(Adapted):
             features = nn.functional.normalize(query.features(), dim=-1)
             near, weights = nearest(features, self.neighbours)
             centred = features - features.mean(0)
-            said = self.solved(centred, zero_shot_logits(query), near, weights)
+            said = self.solved(centred, zero_shot_logits(query), near, weights.clamp(min=0))
         return Scores(masked(said, query.allowed))
 
     def solved(self, features: Tensor, logits: Tensor, near: Tensor, weights: Tensor) -> Tensor:
         """(N, C) log probabilities from centred features (N, D), zero-shot logits (N, C) and neighbours (N, k)."""
-        prior, between = self.text_weight * logits.log_softmax(1), affinity(near, weights)
-        said = logits.log_softmax(1)
-        sure = logits.softmax(1).topk(min(self.confident, len(features)), dim=0).indices  # (confident, C)
+        prior, between, squares = self.text_weight * logits.log_softmax(1), affinity(near, weights), features.square().sum(0)
+        said, share = logits, logits.softmax(1)
+        sure = share.topk(min(self.confident, len(features)), dim=0).indices  # (confident, C)
         means = features[sure].mean(0)
-        variance = spread(features, said.exp(), means)
+        variance = spread(squares, share.T @ features, share.sum(0), means, len(features))
         for _ in range(self.rounds):
             known = prior + self.likelihood_weight * likelihood(features, means, variance)
             for _ in range(self.steps):
-                said = (known + torch.from_numpy(between @ said.exp().numpy())).log_softmax(1)
-            share = said.exp()
-            total = share.sum(0)[:, None]
-            means = torch.where(total > 1e-6, share.T @ features / total.clamp(min=1e-6), means)
-            variance = spread(features, share, means)
-        return said
-
-
-def nearest(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Row numbers and cosines (N, k) of each row's nearest other rows, some rows at a time: no N x N matrix is made."""
-    n = len(features)
-    k = min(count, n - 1)
-    if k < 1:
-        return torch.zeros(n, 0, dtype=torch.long), torch.zeros(n, 0)
-    found = []
-    for rows in torch.split(torch.arange(n), max(1, NUMBERS_AT_ONCE // n)):
-        cosine = features[rows] @ features.T
-        cosine[torch.arange(len(rows)), rows] = -torch.inf  # a row is not its own neighbour
-        found.append(cosine.topk(k, dim=1))
-    return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found]).clamp(min=0)
+                said = known + torch.from_numpy(between @ share.numpy())
+                share = said.T.contiguous().softmax(0).T  # with classes first, so that long rows are added
+            sums, total = share.T @ features, share.sum(0)
+            means = torch.where(total[:, None] > 1e-6, sums / total[:, None].clamp(min=1e-6), means)
+            variance = spread(squares, sums, total, means, len(features))
+        return said.log_softmax(1)
 
 
 def affinity(near: Tensor, weights: Tensor) -> csr_matrix:
@@ -82,10 +67,13 @@ def likelihood(features: Tensor, means: Tensor, variance: Tensor) -> Tensor:
     return features @ scaled.T - 0.5 * (means * scaled).sum(1)
 
 
-def spread(features: Tensor, share: Tensor, means: Tensor) -> Tensor:
-    """(D,) the variance that all classes share; none below a thousandth of their mean."""
-    moment = features.square().sum(0) - 2 * (means * (share.T @ features)).sum(0) + (share.sum(0)[:, None] * means.square()).sum(0)
-    variance = (moment / len(features)).clamp(min=0)
+def spread(squares: Tensor, sums: Tensor, total: Tensor, means: Tensor, rows: int) -> Tensor:
+    """(D,) the variance that all classes share; none below a thousandth of their mean.
+
+    `squares` (D,) summed over rows, `sums` (C, D) of rows by their shares, `total` (C,) of shares, `means` (C, D).
+    """
+    moment = squares - 2 * (means * sums).sum(0) + (total[:, None] * means.square()).sum(0)
+    variance = (moment / rows).clamp(min=0)
     return variance.clamp(min=max(1e-3 * float(variance.mean()), 1e-12))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from medtame.learning.loop import Descent, Step, descend_slopes
+from medtame.learning.loop import Descent, Some, Step, descend_slopes
 from medtame.learning.slopes import of_balanced, to_prototypes, units
 from medtame.learning.supports import balance, midway, present
 from medtame.strategies.base import Learner, allowed_of, cosine_logits, labelled, masked, same_candidates
@@ -72,18 +72,19 @@ class Clap(Learner):
         zero_shot, exclusive = masked(cosine_logits(vectors, anchor, query.encoder), query.allowed), query.wanted.exclusive
         weights = self.constraint * query.encoder.scale * trust(zero_shot, targets)
         counted = balance(targets, exclusive=exclusive) / (present(targets, exclusive=exclusive).sum() * (1 if exclusive else 2))
+        spring = 2 / len(weights) * weights[:, None]  # the gradient of the constraint, for each unit of distance
         prototypes, offset = anchor.clone(), midway(zero_shot, targets, exclusive=exclusive)
 
-        def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(batch: Some) -> tuple[Tensor, dict[str, Tensor]]:
             allowed = allowed_of(query, batch)
             unit, norms = units(prototypes)
             shown = vectors[batch]
             logits = masked(cosine_logits(shown, unit, query.encoder) + offset, allowed)
-            wrong, slope = of_balanced(logits, counted[batch] * (len(rows) / len(batch)), exclusive=exclusive)
+            wrong, slope = of_balanced(logits, counted[batch] * (len(rows) / len(shown)), exclusive=exclusive)
             away = prototypes - anchor
-            held = (weights * away.square().sum(1)).mean()
+            back = spring * away
             pull = to_prototypes(slope, shown, unit, norms, query.encoder.scale, allowed)
-            return wrong + held, {"prototypes": pull + 2 / len(weights) * weights[:, None] * away}
+            return wrong + (back * away).sum() / 2, {"prototypes": pull + back}
 
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=256, optimiser="sgd", warm_up=1)
         kept = yield from descend_slopes({"prototypes": prototypes}, loss, how, n=len(rows), seed=problem.seed, resume=resume)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from medtame.learning.loop import Descent, Step, descend_slopes
+from medtame.learning.loop import Descent, Some, Step, descend_slopes
 from medtame.learning.slopes import of_balanced, of_mean, to_prototypes, units
 from medtame.strategies.base import Learner, allowed_of, cosine_logits, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
@@ -71,7 +71,7 @@ class CrossModalProbe(Learner):
         weight = weight / weight.abs().sum(0) / len(plain)
         shift = torch.zeros(targets.shape[1], vectors.shape[1])
 
-        def loss(batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss(batch: Some) -> tuple[Tensor, dict[str, Tensor]]:
             allowed = allowed_of(query, batch)
             unit, norms = units((texts if texts.ndim == 2 else texts[batch]) + shift)
             of_images = masked(cosine_logits(vectors[batch], unit, query.encoder), allowed)

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medtame.learning.loop import Step
+from medtame.learning.slopes import of_mean
 from medtame.learning.supports import balance, present, rows_a_class
-from medtame.strategies.base import Learner, classification_loss, labelled, masked, same_candidates
+from medtame.strategies.base import Learner, labelled, masked, same_candidates
 from medtame.types import Adapted, Problem, Query, Scores
 
 MOMENTUM = 0.9
@@ -83,13 +84,14 @@ class LpPlusPlus(Learner):
         missing = torch.zeros(len(there)).masked_fill(~there & exclusive, -1e30)
 
         def residual() -> tuple[Tensor, Tensor]:
-            """The gradient of the mean loss of a row to the logits (n, C), and the loss."""
-            logits = masked(features @ values["weight"].T + values["alpha"] * cosine, query.allowed) + missing
-            said = logits.softmax(1) if exclusive else logits.sigmoid()
-            return (said - targets).nan_to_num(0) / len(targets), classification_loss(logits, targets, exclusive=exclusive)
+            """The mean loss of a row, and its gradient to the logits (n, C)."""
+            logits = masked((values["weight"] @ features.T).T + values["alpha"] * cosine, query.allowed) + missing
+            if exclusive:
+                return of_mean(logits, targets, exclusive=True)
+            return of_mean(logits, targets, exclusive=False)[0], (logits.sigmoid() - targets).nan_to_num(0) / len(targets)
 
         for number in range(int(values["step"]) + 1, self.steps + 1):
-            slope, loss = residual()
+            loss, slope = residual()
             values["momentum"] = MOMENTUM * values["momentum"] + slope.T @ features
             values["weight"] = values["weight"] - of_weight * values["momentum"]
             if number % EVERY == 0:
