@@ -178,6 +178,9 @@ def test_very_many_classes_are_not_all_named():
         task.servable(train.replaced(label=[f"other {k}" for k in range(10_000)]))
     assert len(str(found.value)) < 500
     assert "and 9,995 more" in str(found.value)
+    with pytest.raises(DataError, match="10,000 classes for 10,000 test rows are 100,000,000 scores"):
+        task.servable(train)
+    task.servable(train.take(range(5000)))
 
 
 def test_a_column_without_a_name_and_what_is_no_file(shop, medtame):

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from medtame import cli, encoders
@@ -223,6 +224,25 @@ cli.main()
     left = [path.name for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
     assert not left
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_full_memory_is_one_line_and_finished_cells_stay(shop, medtame, monkeypatch, tmp_path):
+    from medtame.comparison import grid
+
+    run, done = grid.Grid.run, []
+
+    def until_full(self, cell, clock):
+        if len(done) == 3:
+            np.empty((2**40, 2**10))  # numpy asks for 8 pebibytes
+        done.append(cell)
+        return run(self, cell, clock)
+
+    monkeypatch.setattr(grid.Grid, "run", until_full)
+    words = ("compare", shop, "--encoder", "tiny", "--methods", "zero_shot", "--shots", "1", "--draws", 3, "--out", "out")
+    said = bad(medtame, *words)
+    assert "the memory is full (Unable to allocate" in said
+    assert "--resume" in said
+    assert len(list((tmp_path / "out" / "cells").rglob("*.npz"))) == 3
 
 
 def test_ctrl_c_is_130_and_keeps_cells(shop, medtame, monkeypatch, tmp_path):

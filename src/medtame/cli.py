@@ -369,6 +369,11 @@ def main() -> None:
     except MedtameError as error:
         terminal.fail(str(error), as_json="--json" in sys.argv)
         sys.exit(2)
+    except MemoryError as error:
+        told = f" ({error})" if str(error) else ""
+        said = f"the memory is full{told}: give fewer rows or classes; finished cells are kept, so go on with --resume"
+        terminal.fail(said, as_json="--json" in sys.argv)
+        sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
             raise

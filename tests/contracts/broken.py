@@ -358,7 +358,8 @@ def misleading_meet(task: Any, method: Any) -> Kind:
 @dataclass(frozen=True)
 class LosesItsMomentum(Descends):
     def taken_up(self, resume: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
-        return None if resume is None else {name: value for name, value in resume.items() if not name.startswith("momentum")}
+        lost = {} if resume is None else {name: torch.zeros_like(value) for name, value in resume.items() if name.startswith("momentum")}
+        return None if resume is None else {**resume, **lost}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from medtame.errors import DataError
 
 SHOWN = 8  # names in a message, at most
+MOST_SCORES = 50_000_000  # of all test rows: more than that, in the few copies that measuring needs, fills the memory of a laptop
 
 
 def few(names: Sequence[str], most: int = SHOWN) -> str:
@@ -64,3 +65,13 @@ def alike(prompts: Mapping[str, Sequence[str]]) -> None:
                 "so words cannot tell them apart: give each a sentence of its own, or write {} for the name in the templates"
             )
         owner[said] = name
+
+
+def held(test: Sequence[str | None], learnt: Sequence[str]) -> None:
+    """Raises DataError where a score of each class for each test row would be more numbers than are held at a time."""
+    if len(test) * len(learnt) > MOST_SCORES:
+        raise DataError(
+            f"{len(learnt):,} classes for {len(test):,} test rows are {len(test) * len(learnt):,} scores, of which at most "
+            f"{MOST_SCORES:,} are held: ask about fewer classes with --set task.classes=..., measure fewer rows, or map a coarser "
+            "column with --columns label=..."
+        )

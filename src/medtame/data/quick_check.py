@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from medtame.data import duplicates, overlap, overview
+from medtame.data.class_names import in_quotes
 from medtame.data.duplicates import Pair
 from medtame.data.findings import Finding, Severity, exit_code, finding, many
 from medtame.data.looks import Looks, look
@@ -204,13 +205,13 @@ def _classes(samples: ManifestSamples, parts: Mapping[str, Array]) -> list[Findi
     told = []
     tiny = sorted(label for label, count in counts.items() if count < FEWEST)
     if tiny:
-        said = f"fewer than {FEWEST} rows of {', '.join(map(repr, tiny))}"
+        said = f"fewer than {FEWEST} rows of {in_quotes(tiny)}"
         told.append(finding("warning", "tiny_class", said, "add rows of it, join it with another class, or leave it out"))
     for part in ("train", "test"):
         if part in parts and {"train", "test"} <= parts.keys():
             absent = sorted(set(counts) - set(labels[parts[part]].tolist()))
             if absent:
-                said = f"no row of {', '.join(map(repr, absent))} in {part}"
+                said = f"no row of {in_quotes(absent)} in {part}"
                 told.append(finding("warning", f"class_not_in_{part}", said, "move some of its patients there in the column split"))
     return told
 

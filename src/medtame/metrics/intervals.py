@@ -173,7 +173,8 @@ def harm_rate(values: Sequence[float], reference: Sequence[float]) -> float:
 
 def _at(statistic: Statistic, counts: Array) -> Array:
     """The metric on each resample (B,); NaN throughout where all resamples are the same, as with one patient: nothing is known then."""
-    return np.full(len(counts), np.nan) if (counts == counts[:1]).all() else statistic.at(counts)
+    same = (counts[:2] == counts[:1]).all() and (counts == counts[:1]).all()  # the first two mostly tell
+    return np.full(len(counts), np.nan) if same else statistic.at(counts)
 
 
 def _groups(row_counts: Array) -> int:

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from medtame.data.class_names import alike, few, in_quotes, kept, unlearnt
+from medtame.data.class_names import alike, few, held, in_quotes, kept, unlearnt
 from medtame.errors import DataError, PairError
 from medtame.metrics.classification import classification, multi_label
 from medtame.metrics.statistic import Statistic
@@ -174,6 +174,7 @@ class Classification(Task):
 
     def servable(self, test: Samples) -> None:
         unlearnt(test.column("label"), self.learnt)
+        held(test.column("label"), self.learnt)
 
     def strata(self, samples: Samples) -> Array:
         return np.array(samples.column("label"), dtype=object)
@@ -297,6 +298,7 @@ class Findings(Task):
 
     def servable(self, test: Samples) -> None:
         unlearnt([part for cell in test.column("labels") for part in findings_of(cell) or ()], self.learnt, "finding")
+        held(test.column("labels"), self.learnt)
 
     def sentences(self, classes: Sequence[str]) -> tuple[tuple[str, ...], ...]:
         """What is said where a finding holds."""
