@@ -1,6 +1,8 @@
-"""Bins of a calibration error, and shares."""
+"""Bins of a calibration error, shares, and sums and rows of arrays."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import ndtr
@@ -42,3 +44,11 @@ def running_sums(counts: Array) -> Array:
         sums[:, row] += sums[:, row - 1]
     sums[1:] += sums[:-1, -1].cumsum(0)[:, None]
     return np.concatenate([np.zeros((1, width), dtype=exact), sums.reshape(-1, width)[:n]])
+
+
+def stacked(parts: Sequence[Array]) -> Array:
+    """The rows of all; where their second axis differs, the narrower ones are filled with NaN, or 0 where they hold whole numbers."""
+    if parts[0].ndim < 2 or len({part.shape[1] for part in parts}) == 1:
+        return np.concatenate(parts)
+    wide, fill = max(part.shape[1] for part in parts), np.nan if parts[0].dtype.kind == "f" else 0
+    return np.concatenate([np.pad(part, ((0, 0), (0, wide - part.shape[1])), constant_values=fill) for part in parts])
