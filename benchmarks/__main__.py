@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, encode, grid, ridge, transduction
+from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, detection, encode, grid, ridge, transduction
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -28,9 +28,12 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "ridge": ridge.leave_one_out,
     "transduction": transduction.of_rows,
     "patch_memory_search": anomaly.search,
+    "average_precision": partial(detection.average_precision, resamples=0),
+    "average_precision_bootstrap": detection.average_precision,
     "decoder_vit_b16": partial(decoder.cached_grids, "ViT-B-16", 5.0),
     "decoder_vit_b16_dense": partial(decoder.cached_grids, "ViT-B-16@dense", 5.0),
     "decoder_bundled": partial(decoder.cached_grids, "bundled", None),
+    "two_prompts": decoder.two_prompts,
 }
 
 

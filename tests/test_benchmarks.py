@@ -34,9 +34,12 @@ ISSUE = {  # name: goal
     "ridge": 5.0,
     "transduction": 10.0,
     "patch_memory_search": 10.0,
+    "average_precision": None,
+    "average_precision_bootstrap": None,
     "decoder_vit_b16": 5.0,
     "decoder_vit_b16_dense": 5.0,
     "decoder_bundled": None,
+    "two_prompts": None,
 }
 
 
@@ -219,6 +222,15 @@ def test_a_case_is_warmed_and_timed_in_turn(of: Callable[[str], Any]):
 
 
 @pytest.mark.usefixtures("made_images", "weights")
+def test_two_prompts_give_the_two_halves_or_fail(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    decoder = of("decoder")
+    monkeypatch.setattr(decoder, "SIZE", 64)
+    assert checked(decoder.two_prompts())[0].startswith("ok: both at once took")
+    monkeypatch.setattr(decoder, "PROMPT_STEPS", 1)
+    assert checked(decoder.two_prompts())[0].startswith("failed: both at once took")
+
+
+@pytest.mark.usefixtures("made_images", "weights")
 def test_kept_maps_train_a_decoder_as_encoding_at_each_step_does(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
     decoder = of("decoder")
     for name, value in {"SIZE": 64, "BATCH": 2}.items():
@@ -233,3 +245,15 @@ def test_the_search_of_a_memory_is_exact_and_a_wrong_one_is_caught(of: Callable[
     assert checked(of("anomaly").search(2, 300, 6))[0].startswith("ok: 72 distances to 300 patches differ by at most ")
     monkeypatch.setattr(of("anomaly"), "nearest", lambda vectors, bank: torch.cdist(vectors, bank[:-50]).amin(1))
     assert checked(of("anomaly").search(2, 300, 6))[0].startswith("failed: ")
+
+
+def test_the_average_precision_of_every_resample_is_that_of_a_plain_loop(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    detection = of("detection")
+    found = checked(detection.average_precision(6, 5, 20, 2, 0))[0]
+    assert found.startswith("ok: ")
+    assert found.endswith("all plain ones timed")
+    found = checked(detection.average_precision(6, 5, 20, 2, 40))[0]
+    assert found.startswith("ok: ")
+    assert found.endswith("21 of 41 plain ones timed and scaled")
+    monkeypatch.setattr(detection, "OVERLAPS", detection.OVERLAPS + 0.01)
+    assert checked(detection.average_precision(6, 5, 20, 2, 0))[0].startswith("failed: largest difference")

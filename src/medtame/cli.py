@@ -38,7 +38,7 @@ RunPath = Annotated[Path, typer.Argument(help="A folder that adapt or compare wr
 TaskName = Annotated[str, typer.Option("--task", help="What is asked: see `medtame tasks`.")]
 EncoderName = Annotated[str, typer.Option("--encoder", help="See `medtame encoders`; a folder; in compare several by commas.")]
 Window = Annotated[str, typer.Option("--window", help="Intensities: lung, brain, bone, …, dicom, percentile, or 40/400 (centre/width).")]
-Slices = Annotated[int, typer.Option("--slices", help="Slices of a volume or series, evenly; their scores are averaged.", min=1)]
+Slices = Annotated[int, typer.Option("--slices", help="Slices of a volume, evenly; scores are averaged. Segmentation: learnt from.", min=1)]
 Columns = Annotated[str, typer.Option("--columns", help="Your column names: standard=yours, by commas, such as text=caption,patient=case.")]
 Root = Annotated[Path | None, typer.Option("--root", help="Relative paths start here. Default: the manifest's folder.")]
 Seed = Annotated[int, typer.Option("--seed", help="Draws, folds, initial weights.")]

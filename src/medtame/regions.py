@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 Array = np.ndarray[Any, Any]
+DIGITS = 3  # of a pixel: a written box and a measured one are the same numbers
 
 
 def pooled(scale: Tensor, source: Array, regions: Tensor) -> Tensor:
@@ -32,3 +33,15 @@ def patches(side: int) -> Tensor:
     """(side x side, 4) regions x0 y0 x1 y1 in 0..1 that tile an image, row by row."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     return torch.stack([x, y, x + 1, y + 1], -1).reshape(-1, 4) / side
+
+
+def in_pixels(boxes: Any, height: int, width: int) -> Array:
+    """Corners x0 y0 x1 y1 in 0..1 (n, 4) in pixels of an image, to a thousandth: float64 of the same shape."""
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.asarray(np.round(corners * (width, height, width, height), DIGITS))
+
+
+def in_fractions(boxes: Any, height: int, width: int) -> Array:
+    """Corners in pixels of an image (n, 4) in 0..1, cut at its edge: float64 of the same shape."""
+    corners = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.asarray((corners / (width, height, width, height)).clip(0, 1))

@@ -250,7 +250,7 @@ def fitted(
     watch: Watch = lambda step: None,
 ) -> Run:
     """Fit a method on support rows: the middle of the path, and all that a cell of a grid does. `change` is for controls."""
-    frame = task.frame(support, meet(task, method, encoder))
+    frame = task.frame(support, meet(task, method, encoder)).prepared(support, encoder, seed)
     problem = replace(frame.problem(support, encoder, seed), helpers=helpers or {})
     if unlabelled is not None:
         given, words = task.given(unlabelled)
@@ -270,7 +270,7 @@ def fitted(
         "seed": seed,
     }
     with threads(threads_of(method)):
-        frame = frame.calibrated(problem, lambda part, query: answer(method.fit(part), query, method.scope))
+        frame = frame.calibrated(problem, lambda part, query: answer(adapted if part is problem else method.fit(part), query, method.scope))
     return Run(task, frame, method, adapted, encoder, {"cost": cost, "window": getattr(support, "window", "")})
 
 

@@ -15,6 +15,7 @@ from medtame.check import check as looked_at
 from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
+from medtame.data.slices import Volume, is_volume
 from medtame.errors import DataError, ImageError, PairError, RunError
 from medtame.report import files
 from medtame.report.record import finite
@@ -30,6 +31,7 @@ MANIFESTS = {
     "image_text_retrieval": "images",
     "registration": "pairs",
     "report_generation": "images",
+    "object_detection": "boxes",
 }
 PATIENTS = {"classification": 300, "registration": 24, "segmentation": 36, "visual_question_answering": 90}
 SHOTS: dict[str, tuple[int | Literal["all"], ...]] = {
@@ -37,8 +39,11 @@ SHOTS: dict[str, tuple[int | Literal["all"], ...]] = {
     "anomaly_detection": (0, 4, "all"),
 }  # a few minutes on a laptop
 METHODS = {  # of a task whose fits are not milliseconds: those that are shown, in three draws
-    "anomaly_detection": ("in_context_residual", "text_and_memory", "described_anomalies", "linear_probe", "k_nearest_neighbours")
+    "anomaly_detection": ("in_context_residual", "text_and_memory", "described_anomalies", "linear_probe", "k_nearest_neighbours"),
+    "object_detection": ("nearest_prototype", "ridge_probe", "k_nearest_neighbours", "text_query_detector"),
 }
+SMALLER: dict[str, dict[str, Any]] = {"object_detection": {"size": 64, "steps": 150}}  # settings of a task that is learnt by steps
+METHOD_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {"object_detection": {"text_query_detector": {"steps": 150}}}
 DRAWS, FEW_DRAWS, MINUTES = 10, 3, 1.0
 
 
@@ -52,7 +57,7 @@ def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, comm
         free(out)
         watch("simulated images", 0, 1)
         phantom.make(folder, patients=PATIENTS.get(task, 150), seed=seed)
-    data = load(folder / f"{MANIFESTS[task]}.csv", task)
+    data = load(folder / f"{MANIFESTS[task]}.csv", task, settings=SMALLER.get(task))
     return compare(
         data,
         methods=METHODS.get(task, "fast"),
@@ -60,6 +65,7 @@ def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, comm
         minutes=MINUTES,
         draws=FEW_DRAWS if task in METHODS else DRAWS,
         seed=seed,
+        settings=METHOD_SETTINGS.get(task),
         out=out / "comparison",
         resume=resume,
         watch=watch,
@@ -134,7 +140,7 @@ def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -
         return run.predict(samples, words)
     except ImageError:
         column = "image" if "image" in samples else "fixed"
-        reasons = [unreadable(picture) for picture in samples.pictures(column)]
+        reasons = [unreadable(picture, in_space="mask" in run.task.requires) for picture in samples.pictures(column)]
         whole = [row for row, reason in enumerate(reasons) if not reason]
         if not whole or len(whole) == len(samples):
             raise
@@ -143,10 +149,12 @@ def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -
     return replace(said, table=[*said.table, *({column: name, "prediction": "", "warning": why} for name, why in broken.items())])
 
 
-def unreadable(picture: Picture) -> str:
-    """Why an image cannot be read, or nothing."""
+def unreadable(picture: Picture, *, in_space: bool = False) -> str:
+    """Why an image cannot be read, or nothing. `in_space`: a volume must say how it lies in space, and miss no slice."""
     try:
         picture.array()
+        if in_space and is_volume(picture):
+            Volume.of(picture)
     except ImageError as error:
         return str(error)
     return ""

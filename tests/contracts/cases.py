@@ -64,7 +64,8 @@ class Case:
         assert math.isfinite(step.loss), f"{self.name}: the loss of step {step.number} is {step.loss}"
 
     def problem(self) -> Problem:
-        return self.task.frame(self.train, path.meet(self.task, self.method)).problem(self.train, self.encoder, 3)
+        frame = self.task.frame(self.train, path.meet(self.task, self.method)).prepared(self.train, self.encoder, 3)
+        return frame.problem(self.train, self.encoder, 3)
 
 
 def case(method: Method, task: Task, encoder: TowerEncoder) -> Case:

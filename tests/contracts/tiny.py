@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from doubles import KINDS, SIDES, disc
+from medtame.data.boxes import CORNERS
 from medtame.data.images import ArrayPicture
 from medtame.data.samples import ManifestSamples
 from medtame.types import Array
@@ -121,11 +122,33 @@ def registration(random: np.random.Generator, n: int) -> Lines:
     return lines
 
 
+def object_detection(random: np.random.Generator, n: int) -> Lines:
+    """A line a disc, bright or dark; two images show both, and where there is none a line has no corners."""
+    lines: Lines = []
+    for i, (kind, side, image, mask) in enumerate(images(random, n)):
+        pixels, discs = image.array(), [(kind, mask)] if mask.any() else []
+        if i < 4 and discs:
+            other, there = ("dark" if kind == "bright" else "bright"), SIDES[1 - SIDES.index(side)]
+            second, second_mask = disc(other, there, random)
+            pixels, discs = np.clip(pixels + second[..., None] - 0.5, 0, 1), [*discs, (other, second_mask)]
+        picture = ArrayPicture(pixels, f"image-{i}")
+        lines += [{"number": i, "image": picture, "label": f"a {name} disc", **corners(own)} for name, own in discs]
+        lines += [{"number": i, "image": picture, "label": None, **dict.fromkeys(CORNERS)}] if not discs else []
+    return lines
+
+
+def corners(mask: Array) -> dict[str, float]:
+    """The box of a mask in pixels."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    return dict(zip(CORNERS, map(float, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)), strict=True))
+
+
 MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
     made.__name__: made
     for made in (
         classification,
         segmentation,
+        object_detection,
         anomaly_detection,
         visual_question_answering,
         image_text_retrieval,
@@ -137,6 +160,7 @@ MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
 # What keeps a task or a method small. Methods with a setting `steps` make three without being named here.
 TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "segmentation": {"side": 8, "size": 32},
+    "object_detection": {"size": 32, "steps": 3, "rows": 60, "most": 10},
     "anomaly_detection": {"side": 4, "size": 8, "made": 12, "rows": 200},
 }
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {

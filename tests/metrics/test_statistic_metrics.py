@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1
 
 from medtame.errors import MedtameError, RunError
 from medtame.metrics import statistic as module
-from medtame.metrics.bins import equal_mass_bins
+from medtame.metrics.bins import equal_mass_bins, running_sums
 from medtame.metrics.statistic import (
     F1,
     Auroc,
@@ -338,3 +338,10 @@ def test_auroc_of_large_counts_is_that_of_repeated_rows(most):
     pairs = (scores[:, None] > scores[None]) + 0.5 * (scores[:, None] == scores[None])
     slow = [((truth * c)[:, None] * ((1 - truth) * c)[None] * pairs).sum() / (truth * c).sum() / ((1 - truth) * c).sum() for c in counts]
     np.testing.assert_allclose(Auroc(scores, truth.astype(float)).at(counts), slow, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(0, 3), (1, 3), (25, 3), (26, 3), (53, 3), (40, 2**20)])
+def test_running_sums_are_the_cumulative_sums_exactly(rows, most):
+    counts = np.random.default_rng(rows).integers(0, most, (rows, 7)).astype(float)
+    slow = [counts[:n].sum(0) for n in range(rows + 1)]
+    assert np.array_equal(running_sums(counts), np.array(slow))

@@ -16,7 +16,6 @@ from medtame.tasks.segmentation import (
     area_shares,
     balanced,
     dice_and_cross_entropy,
-    first_lines,
     patches,
 )
 from medtame.types import Geometry, Grids, Predicted, Scores, Texts
@@ -130,11 +129,6 @@ def test_lines_of_an_image_that_do_not_lie_together_are_brought_together_to_lear
     support = lines(images(3))
     problem = frame("grids").problem(support.take([0, 2, 4, 1, 3, 5]), tiny_encoder(), 0)
     assert len(np.unique(problem.query.source)) == 3
-
-
-def test_runs_of_one_image():
-    samples = ManifestSamples({"image": list("aabbba")}, np.arange(6))
-    assert first_lines(samples).tolist() == [0, 0, 2, 2, 2, 5]
 
 
 def test_images_without_prompts_are_asked_for_all_structures_and_words_for_themselves():

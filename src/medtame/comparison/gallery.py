@@ -13,22 +13,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from scipy.ndimage import binary_erosion
+from torch.nn.functional import interpolate
 
+from medtame.comparison.boxes import box_pictures
 from medtame.comparison.grid import Grid
 from medtame.comparison.questions import question_strips
 from medtame.comparison.strips import strips
+from medtame.data.slices import is_volume, whole
+from medtame.metrics.segmentation import dice_of
 from medtame.run import Run, fitted
 from medtame.tasks.classification import FindingsFrame, truth_of
 from medtame.tasks.image_text_retrieval import ImageTextRetrievalFrame
+from medtame.tasks.segmentation import SegmentationFrame, at_size
 from medtame.types import Array, Picture, Samples
 
-SIDE = 160  # pixels of a thumbnail
+SIDE, OVERLAY_SIDE = 160, 280  # pixels of a thumbnail, and of one with masks on it
+LOOKED_AT = 32  # test rows, at most, of which masks are shown
 SHOWN = 8
 
 
 def pictures(grid: Grid, method: str, run: Run, *, names: bool = False) -> dict[str, list[dict[str, Any]]]:
-    """Of the best method on test rows of the first part: cases where rows have a label, overlays where they have masks, else examples.
+    """Of the best method on test rows of the first part: cases where rows have a label, masks or boxes where they have such, else examples.
 
     `names`: images by the name that the manifest gives them, instead of the number of their row.
     """
@@ -40,6 +48,8 @@ def pictures(grid: Grid, method: str, run: Run, *, names: bool = False) -> dict[
         run = fitted(grid.data.samples.take(part.train), grid.data.task, grid.method(method), grid.encoder, seed=grid.seed)
     if "normals" in grid.data.task.offers:
         return {"examples": heat_maps(run, test, called)}
+    if "xmin" in grid.data.task.requires:
+        return {"examples": box_pictures(run, test, called)}
     if "label" in grid.data.task.requires:
         return cases(judgements(run.predict(test).table, test.column("label")), test, called)
     if isinstance(run.frame, FindingsFrame):
@@ -112,16 +122,37 @@ def case(one: Judgement, name: str, sample: Samples) -> dict[str, Any]:
 
 
 def overlays(run: Run, test: Samples, called: Sequence[str]) -> list[dict[str, Any]]:
-    """Masks on their images: predicted in orange, true outline in blue."""
-    chosen = np.linspace(0, len(test) - 1, min(SHOWN, len(test))).astype(int)
-    few = test.take(chosen)
-    said = run.predict(few)
+    """Masks on their images from the worst to the best Dice, evenly: predicted in orange, true outline in blue.
+
+    Of a volume the slice is shown where most is marked. Of many rows some are looked at, evenly.
+    """
+    if not isinstance(run.frame, SegmentationFrame):
+        return []
+    looked = LOOKED_AT if not any(map(is_volume, test.pictures())) else SHOWN
+    few = np.linspace(0, len(test) - 1, min(looked, len(test))).astype(int)
+    pictures, masks, said = test.take(few).pictures(), test.take(few).pictures("mask"), run.predict(test.take(few))
+    dices = []
+    for k, mask in enumerate(masks):
+        true = whole(mask) > 0
+        dices.append(dice_of(at_size(np.asarray(said.arrays[f"{k}/mask"]), true.shape), true))
+    order = [k for k in np.argsort(dices).tolist() if np.isfinite(dices[k])]  # a mask that is empty on both sides shows nothing
     rows = []
-    for k, (row, picture, mask) in enumerate(zip(chosen.tolist(), few.pictures(), few.pictures("mask"), strict=True)):
-        caption = f"{said.table[k].get('structure', '')}: predicted (orange), true outline (blue)"
-        drawn = overlay(picture.array(), np.asarray(said.arrays[f"{k}/mask"]) > 0, mask.values() > 0)
-        rows.append({"image": called[row], "thumbnail": encoded(drawn), "caption": caption})
+    for k in [order[place] for place in np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)).tolist()]:
+        pixels, predicted, true = (small(part) for part in run.frame.shown(pictures[k], np.asarray(said.arrays[f"{k}/mask"]), masks[k]))
+        caption = f"{said.table[k].get('structure', '')}: Dice {dices[k]:.2f}; predicted in orange, true in blue"
+        rows.append({"image": called[few[k]], "thumbnail": encoded(overlay(pixels, predicted, true), OVERLAY_SIDE), "caption": caption})
     return rows
+
+
+def small(pixels: Array) -> Array:
+    """An image (H, W, C) or a mask (H, W) of at most OVERLAY_SIDE pixels a side, so that outlines drawn on it can be seen."""
+    share = OVERLAY_SIDE / max(pixels.shape[:2])
+    if share >= 1:
+        return pixels
+    size = [max(1, round(side * share)) for side in pixels.shape[:2]]
+    channels = torch.from_numpy(np.atleast_3d(pixels).astype(np.float32)).permute(2, 0, 1)[None]
+    resized = np.asarray(interpolate(channels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0))
+    return resized if pixels.ndim == 3 else resized[..., 0] > 0.5
 
 
 def heat_maps(run: Run, test: Samples, called: Sequence[str]) -> list[dict[str, Any]]:
@@ -176,7 +207,7 @@ def overlay(pixels: Array, predicted: Array, true: Array) -> Array:
     image = np.repeat(pixels, 3, 2) if pixels.shape[2] == 1 else pixels.copy()
     image[predicted] = 0.6 * image[predicted] + 0.4 * np.array([1.0, 0.55, 0.0])
     if true.shape == predicted.shape:
-        inner = true & np.roll(true, 1, 0) & np.roll(true, -1, 0) & np.roll(true, 1, 1) & np.roll(true, -1, 1)
+        inner = binary_erosion(true, iterations=max(1, round(max(true.shape) / SIDE)))  # as wide as can be seen in a thumbnail
         image[true & ~inner] = np.array([0.1, 0.45, 1.0])
     return np.asarray(image)
 
@@ -185,11 +216,11 @@ def thumbnail(picture: Picture) -> str:
     return encoded(picture.array())
 
 
-def encoded(pixels: Array) -> str:
+def encoded(pixels: Array, side: int = SIDE) -> str:
     """A small PNG, base64."""
     eight = (np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(eight[:, :, 0] if eight.shape[2] == 1 else eight)
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()

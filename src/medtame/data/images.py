@@ -65,15 +65,15 @@ class FilePicture:
                 own_window = self.window in ("", windows.FILES_OWN)
                 said, pixels = worker().pixels(kind, "shown", self.path, frame=self.frame, own_window=own_window)
                 if said["unit"]:
-                    return _three_axes(1 - pixels if said["inverted"] else pixels)
-                return _three_axes(_seen(pixels, window if pixels.ndim == 2 else None, inverted=said["inverted"]))
+                    return three_axes(1 - pixels if said["inverted"] else pixels)
+                return three_axes(_seen(pixels, window if pixels.ndim == 2 else None, inverted=said["inverted"]))
             if kind is not None:
-                return _three_axes(_seen(worker().pixels(kind, "stored", self.path, frame=self.frame)[1], window))
+                return three_axes(_seen(worker().pixels(kind, "stored", self.path, frame=self.frame)[1], window))
             plain = decode.plain(self.path) if self.frame is None else None
             if plain is not None:
                 return plain
             pixels, inverted = _pillow_array(self.path, self.frame)
-            return _three_axes(_seen(pixels, window, inverted=inverted))
+            return three_axes(_seen(pixels, window, inverted=inverted))
 
     def frames(self) -> int:
         """How many frames, pages or slices `frame` may choose from. Raises ImageError."""
@@ -83,6 +83,19 @@ class FilePicture:
                 return int(worker().ask(kind, "frames", self.path)[0]["frames"])
             with _page(self.path, None) as image:
                 return int(getattr(image, "n_frames", 1))
+
+    def kind(self) -> Kind | None:
+        """Which reader of the worker its file needs; None for PNG, JPEG, TIFF, BMP and GIF. Raises ImageError."""
+        with _reading(self.path, self.name):
+            return _kind(self.path)
+
+    def volume(self) -> Array:
+        """(S, H, W) or (S, H, W, 3) the stored numbers of all slices of a NIfTI, NRRD or MHA file. Raises ImageError."""
+        with _reading(self.path, self.name):
+            kind = _kind(self.path)
+            if kind not in ("nifti", "volumes"):
+                raise ImageError("it is no NIfTI, NRRD or MHA file, so its slices are read one by one")
+            return worker().pixels(kind, "whole", self.path)[1]
 
     def values(self) -> Array:
         """(H, W) the stored numbers: palette indices, labels, instance numbers. DICOM is raw, NIfTI after its slope.
@@ -142,14 +155,14 @@ class ArrayPicture:
     def array(self) -> Array:
         """(H, W, C) float32 in 0..1; C is 1 or 3. Raises ImageError for floats outside 0..1."""
         if not np.issubdtype(self.pixels.dtype, np.floating):
-            return _three_axes(scaled(self.pixels))
+            return three_axes(scaled(self.pixels))
         if not (np.isfinite(self.pixels).all() and self.pixels.min() >= -1e-4 and self.pixels.max() <= 1 + 1e-4):
             raise ImageError(f"{self.name}: floats outside 0..1; scale them to 0..1, or give whole numbers")
-        return _three_axes(np.clip(self.pixels, 0, 1).astype(np.float32))
+        return three_axes(np.clip(self.pixels, 0, 1).astype(np.float32))
 
     def read(self) -> Array:
         """`array`, but uint8 in 0..255 where that is what was given. Raises ImageError."""
-        return _three_axes(self.pixels) if self.pixels.dtype == np.uint8 else self.array()
+        return three_axes(self.pixels) if self.pixels.dtype == np.uint8 else self.array()
 
     def frames(self) -> int:
         return 1
@@ -218,7 +231,8 @@ def _kind(path: Path) -> Kind | None:
     return "dicom" if may_be_dicom(path) else None
 
 
-def _three_axes(pixels: Array) -> Array:
+def three_axes(pixels: Array) -> Array:
+    """(H, W) or (H, W, C) to (H, W, C)."""
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
@@ -229,6 +243,11 @@ def _one_channel(pixels: Array, *, alpha: bool = False) -> Array:
         if not (colours == colours[..., :1]).all():
             raise ImageError("its channels differ, so it is no mask; save one channel")
         pixels = colours[..., 0]
+    return whole_numbers(pixels)
+
+
+def whole_numbers(pixels: Array) -> Array:
+    """Integers where all numbers are whole."""
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8)
     if np.issubdtype(pixels.dtype, np.floating) and np.isfinite(pixels).all() and (pixels == np.rint(pixels)).all():

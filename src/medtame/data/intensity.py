@@ -28,6 +28,14 @@ def scaled(pixels: Array, *, inverted: bool = False) -> Array:
         return (pixels ^ inverted).astype(np.float32)
     if pixels.dtype == np.uint8:
         return ((255 - pixels if inverted else pixels) / np.float32(255)).astype(np.float32)
+    low, high = levels(pixels)
+    if low == high:
+        return np.zeros(pixels.shape, dtype=np.float32)
+    return between(pixels, high, low) if inverted else between(pixels, low, high)
+
+
+def levels(pixels: Array) -> tuple[float, float]:
+    """What becomes black and what white; equal where all finite numbers are. Raises ImageError where no number is finite."""
     known = pixels
     if pixels.dtype.kind == "f" and not (finite := np.isfinite(pixels)).all():
         known = pixels[finite]
@@ -36,9 +44,7 @@ def scaled(pixels: Array, *, inverted: bool = False) -> Array:
     low, high = percentiles(known)
     if low == high:  # almost constant: what little differs is kept
         low, high = float(known.min()), float(known.max())
-    if low == high:
-        return np.zeros(pixels.shape, dtype=np.float32)
-    return between(pixels, high, low) if inverted else between(pixels, low, high)
+    return low, high
 
 
 def between(pixels: Array, black: float, white: float) -> Array:

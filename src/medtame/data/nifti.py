@@ -14,7 +14,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from medtame.data.worker import MAX_PIXELS
+from medtame.data.worker import MAX_PIXELS, MAX_VOXELS
 from medtame.errors import ImageError
 
 if TYPE_CHECKING:
@@ -45,6 +45,19 @@ def stored(path: Path, frame: int | None) -> tuple[dict[str, Any], Array]:
     return {}, data.T
 
 
+def whole(path: Path) -> tuple[dict[str, Any], Array]:
+    """(S, H, W), or (S, H, W, 3) for stored RGB: `stored` of all slices. Floats have at most 32 bits."""
+    volume = _opened(path)
+    if math.prod(volume.shape[:3]) > MAX_VOXELS:
+        raise ImageError(f"it has more than {MAX_VOXELS} voxels; cut it into parts")
+    data = np.asarray(volume.dataobj[(slice(None),) * 3 + (0,) * (len(volume.shape) - 3)])
+    if data.dtype.names:
+        return {}, np.stack([data[channel].T for channel in data.dtype.names[:3]], -1)
+    if np.iscomplexobj(data):
+        raise ImageError("it holds complex numbers; save their magnitude")
+    return {}, data.T.astype(np.float32) if data.dtype.kind == "f" and data.dtype.itemsize > 4 else data.T
+
+
 def geometry(path: Path, frame: int | None) -> tuple[dict[str, Any], None]:
     volume = _opened(path)
     spacing_mm, affine = _spacing_mm(volume), np.array(volume.affine, dtype=np.float64)
@@ -54,7 +67,7 @@ def geometry(path: Path, frame: int | None) -> tuple[dict[str, Any], None]:
         "height": int(volume.shape[1]),
         "width": int(volume.shape[0]),
         "spacing_mm": [spacing_mm[1], spacing_mm[0]] if min(spacing_mm[:2]) > 0 else None,
-        "affine": affine.tolist() if np.linalg.det(affine[:3, :3]) != 0 else None,
+        "affine": affine.tolist() if _spans_space(affine) else None,
     }, None
 
 
@@ -73,6 +86,11 @@ def _opened(path: Path) -> Any:
         raise ImageError("its affine holds NaN or infinity; mend the header")
     _check_length(path, volume.dataobj.offset + math.prod(shape) * volume.dataobj.dtype.itemsize)
     return volume
+
+
+def _spans_space(affine: Array) -> bool:
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(abs(np.linalg.det(affine[:3, :3])) > 1e-6 * lengths.prod())
 
 
 def _depth(volume: Any) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import SimpleITK
 
 from medtame.data.text_headers import data_file, header
-from medtame.data.worker import MAX_PIXELS
+from medtame.data.worker import MAX_PIXELS, MAX_VOXELS
 from medtame.errors import ImageError
 
 if TYPE_CHECKING:
@@ -38,6 +38,20 @@ def stored(path: Path, frame: int | None) -> tuple[dict[str, Any], Array]:
     """(H, W), or (H, W, 3) for three channels: the stored numbers of the first time point."""
     reader = _opened(path)
     return {}, _slice(reader, _index(reader, frame))
+
+
+def whole(path: Path) -> tuple[dict[str, Any], Array]:
+    """(S, H, W), or (S, H, W, 3) for three channels: `stored` of all slices. Floats have at most 32 bits."""
+    reader = _opened(path)
+    size = reader.GetSize()
+    if math.prod(size[:3]) > MAX_VOXELS:
+        raise ImageError(f"it has more than {MAX_VOXELS} voxels; cut it into parts")
+    if len(size) > 3:
+        reader.SetExtractSize([*size[:3], *[0] * (len(size) - 3)])
+    pixels: Array = SimpleITK.GetArrayFromImage(reader.Execute())
+    if np.iscomplexobj(pixels):
+        raise ImageError("it holds complex numbers; save their magnitude")
+    return {}, pixels.astype(np.float32) if pixels.dtype == np.float64 else pixels
 
 
 def deep_colours(path: Path, page: int) -> tuple[dict[str, Any], Array]:

@@ -34,6 +34,7 @@ LIMIT_S = 8.0
 BYTES_PER_S = 20e6  # a large file gets this much longer, for a slow disk
 START_LIMIT_S = 60.0
 MAX_PIXELS = 178_956_970  # of one slice or frame; the limit above which Pillow, too, speaks of a decompression bomb
+MAX_VOXELS = 1 << 28  # of a whole volume
 DAMAGED = (  # what decoders raise on broken bytes
     OSError,
     EOFError,

@@ -1,4 +1,4 @@
-"""Metrics of masks, by MONAI. A row is one structure in one image; what is undefined is NaN and left out of the mean.
+"""Metrics of masks, by MONAI. A row is one structure in one image or volume; what is undefined is NaN and left out of the mean.
 
 Both masks empty: all NaN. One empty: Dice, IoU and surface Dice are 0, the distance is NaN. MONAI takes seconds to import, so it is
 imported where it is used.
@@ -20,7 +20,7 @@ from medtame.types import Array
 
 OVERLAP = 0.5  # IoU above which an object is found
 TOLERANCE = 2.0  # of surface Dice: mm, or pixels where the spacing is unknown
-Spacing = tuple[float, float] | None  # (row, column) in mm
+Spacing = tuple[float, ...] | None  # (row, column) in mm, of a volume (slice, row, column)
 
 
 def dice_of(predicted: Array, truth: Array) -> float:
@@ -83,7 +83,7 @@ def instance_f1_of(predicted: Array, truth: Array, overlap: float = OVERLAP) -> 
 def segmentation(
     predicted: Sequence[Array], truth: Sequence[Array], spacings_mm: Sequence[Spacing] | None = None, tolerance: float = TOLERANCE
 ) -> dict[str, Statistic]:
-    """dice, iou, hd95_mm, surface_dice of N pairs of masks (H, W), each the mean over rows.
+    """dice, iou, hd95_mm, surface_dice of N pairs of masks (H, W) or volumes (S, H, W), each the mean over rows.
 
     Where the spacing of a single row is unknown, distances of all rows are in pixels and the name is `hd95_pixels`: units are not mixed.
     """
@@ -108,7 +108,7 @@ def _sides(spacing_mm: Spacing) -> list[float] | None:
 
 
 def _pair(predicted: Array, truth: Array) -> tuple[Tensor, Tensor]:
-    """Two masks as MONAI reads them: (1, 1, H, W) booleans."""
+    """Two masks as MONAI reads them: (1, 1, H, W) or (1, 1, S, H, W) booleans."""
     if predicted.shape != truth.shape:
         raise MedtameError(f"a mask of shape {predicted.shape} for a true one of shape {truth.shape}: bring it to the source's size first")
     a, b = (torch.from_numpy(np.ascontiguousarray(mask, dtype=bool))[None, None] for mask in (predicted, truth))

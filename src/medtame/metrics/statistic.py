@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from medtame.errors import MedtameError, RunError
-from medtame.metrics.bins import debiased_gap, equal_mass_bins, share
+from medtame.metrics.bins import debiased_gap, equal_mass_bins, share, stacked
 from medtame.metrics.ranks import Ranks, rows_first
 from medtame.types import Array
 
@@ -22,6 +22,8 @@ LEAST_RESAMPLES_AT_ONCE = 64
 @dataclass(frozen=True, eq=False)
 class Statistic(ABC):
     """A metric of N rows. Fields: arrays with N rows each, and plain values; so one function stores them all."""
+
+    ragged: ClassVar[frozenset[str]] = frozenset()  # arrays whose second axis is as wide as the row that needs most
 
     def __post_init__(self) -> None:
         sizes = {name: len(array) for name, array in self.arrays().items()}
@@ -334,14 +336,14 @@ def joined(statistics: Sequence[Statistic]) -> Statistic:
     names = first.arrays()
     for other in statistics[1:]:
         same = type(other) is type(first) and all(
-            other.arrays()[name].shape[1:] == value.shape[1:] if name in names else getattr(other, name) == value
+            name in first.ragged or other.arrays()[name].shape[1:] == value.shape[1:] if name in names else getattr(other, name) == value
             for name, value in ((field.name, getattr(first, field.name)) for field in fields(first))
         )
         if not same:
             raise MedtameError(
                 f"{first.__class__.__name__} and {other.__class__.__name__} do not join: kind, classes and bins must be equal"
             )
-    return replace(first, **{name: np.concatenate([each.arrays()[name] for each in statistics]) for name in names})
+    return replace(first, **{name: stacked([each.arrays()[name] for each in statistics]) for name in names})
 
 
 def to_arrays(statistics: Mapping[str, Statistic]) -> tuple[dict[str, Any], dict[str, Array]]:

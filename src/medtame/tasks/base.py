@@ -22,6 +22,10 @@ class Frame(ABC):
 
     wants: Kind
 
+    def prepared(self, support: Samples, encoder: Encoder, seed: int) -> Frame:
+        """The frame with what must be learnt before any question can be asked, such as a proposer of regions."""
+        return self
+
     @abstractmethod
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
         """The support as a problem; may balance, cap or synthesise rows (seeded, stated)."""

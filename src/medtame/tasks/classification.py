@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from medtame.data.class_names import alike, few, held, in_quotes, kept, unlearnt
+from medtame.data.slices import frames_of
 from medtame.errors import DataError, PairError
 from medtame.metrics.classification import classification, multi_label
 from medtame.metrics.statistic import Statistic
@@ -81,12 +81,6 @@ def by_slice(samples: Samples, slices: int) -> Samples:
         for frame in frames
     ]
     return samples.take(owner).replaced(image=shown, **{OWNER: owner.tolist()})
-
-
-@lru_cache(maxsize=2**17)
-def frames_of(picture: Any) -> int:
-    """How many slices a file has: each is opened once a process, not once a query."""
-    return int(picture.frames())
 
 
 def spread(count: int, slices: int) -> list[int]:

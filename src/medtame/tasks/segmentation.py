@@ -1,10 +1,13 @@
-"""Segmentation: a line of the manifest is one structure of one image; a structure without a line is unknown there, not absent."""
+"""Segmentation: a line of the manifest is one structure of one image; a structure without a line is unknown there, not absent.
+
+A volume is learnt from and answered slice by slice, each slice with its neighbours as channels, and measured as a whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,9 +16,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits, interpolate
 
 from medtame.data import masks
+from medtame.data.slices import Plane, SlicePicture, Volume, frames_of, is_volume, owners, runs, sliced, spacing_of, to_learn_from, whole
 from medtame.errors import DataError, PairError
 from medtame.metrics.segmentation import instance_f1_of, segmentation
-from medtame.metrics.statistic import Mean, Statistic
+from medtame.metrics.statistic import Mean, Statistic, joined
 from medtame.tasks.base import Frame, Rows, Task
 from medtame.types import Answer, Array, Candidates, Encoder, Grids, Kind, Picture, Predicted, Problem, Query, Samples, Scores
 
@@ -34,6 +38,9 @@ class SegmentationFrame(Frame):
     size: int
     unseen: tuple[str, ...] = ()
     never: tuple[str, ...] = ()
+    slices: int = 24
+    plane: str = "stored"
+    context: int = 1
 
     def problem(self, support: Samples, encoder: Encoder, seed: int) -> Problem:
         """Grids: a row a line, NaN outside the field of view. Scores: patches, as many inside as outside each structure, NaN where unknown.
@@ -44,6 +51,7 @@ class SegmentationFrame(Frame):
         support = support.take(np.argsort([picture.name for picture in support.pictures()], kind="stable"))
         if set(self.structures) <= set(self.never):
             raise DataError(f"all {len(support)} training masks are empty: give some that mark what is to be found")
+        support = to_learn_from(support, self.slices, self.plane, self.context, seed)
         query = self.query(support.only(("image", "prompt")), encoder)
         if self.wants == "grids":
             targets = torch.stack([(area_shares(mask.values() > 0, self.size) >= 0.5).float() for mask in support.pictures("mask")])
@@ -56,7 +64,7 @@ class SegmentationFrame(Frame):
 
     def _patch_targets(self, support: Samples) -> Tensor:
         """(images x side x side, C + 1) in the order of `query`; the background is known where all structures are."""
-        first = first_lines(support)
+        first = runs(support.column("image"))
         number = np.searchsorted(np.unique(first), first)
         inside = torch.full((int(number[-1]) + 1, self.side, self.side, len(self.structures)), torch.nan)
         lines = zip(number, support.column("prompt"), support.pictures("mask"), fields_of_view(support), strict=True)
@@ -77,7 +85,8 @@ class SegmentationFrame(Frame):
             raise DataError("an empty prompt: say in words what is to be marked, such as --text 'left lung'")
         if words is not None or "prompt" not in samples or None in samples.column("prompt"):
             samples = every_image(samples, tuple(words or self.structures))
-        first = first_lines(samples)
+        samples = sliced(samples, self.plane, self.context)
+        first = runs(samples.column("image"))
         if self.wants == "grids":
             prompts, size = tuple(str(prompt) for prompt in samples.column("prompt")), (self.size, self.size)
             return Query(wants="grids", samples=samples, encoder=encoder, source=first, words=prompts, size=size)
@@ -93,23 +102,35 @@ class SegmentationFrame(Frame):
         )
 
     def read(self, query: Query, answer: Answer) -> Predicted:
-        """Masks in the source's geometry. A patch belongs to a structure whose logit is above 0 and above the background's."""
-        table, arrays, looks = [], {}, {}
-        lines = zip(query.samples.pictures(), query.samples.column("prompt"), self._logits(query, answer), strict=True)
-        for line, (picture, structure, logits) in enumerate(lines):
-            geometry = picture.geometry()
-            size = (geometry.height, geometry.width)
-            mask = np.zeros(size, dtype=np.uint8)
-            if logits is not None:
-                mask = (interpolate(logits[None, None], size, mode="bilinear")[0, 0] > 0).numpy().astype(np.uint8)
-            row: dict[str, object] = {"image": picture.name, "structure": structure, "pixels": int(mask.sum())}
-            if geometry.spacing_mm is not None:
-                row["area_mm2"] = float(mask.sum() * geometry.spacing_mm[0] * geometry.spacing_mm[1])
-            if picture.name not in looks:
+        """Masks in the source's geometry: (H, W), of a volume (S, H, W) as its file stores it.
+
+        A patch belongs to a structure whose logit is above 0 and above the background's.
+        """
+        looks: dict[str, bool] = {}
+        found: dict[int, list[tuple[Picture, str, Array | None]]] = {}
+        asked = query.samples
+        rows = zip(owners(asked), asked.pictures(), asked.column("prompt"), self._logits(query, answer), strict=True)
+        for line, picture, structure, logits in rows:
+            if picture.name not in looks or (isinstance(picture, SlicePicture) and not looks[picture.name]):
                 looks[picture.name] = bool(np.ptp(picture.read()) > 0)
-            table.append(row | {"warning": self._warning(structure, mask, answered=logits is not None, seen=looks[picture.name])})
-            arrays[f"{line}/mask"] = mask
+            found.setdefault(line, []).append((picture, structure, None if logits is None else at_source(logits, picture)))
+        table, arrays = [], {}
+        for place, line in enumerate(sorted(found)):
+            (picture, structure, _), answered = found[line][0], found[line][0][2] is not None
+            mask, row = drawn([(one, mask) for one, _, mask in found[line]])
+            warning = self._warning(structure, mask, answered=answered, seen=looks[picture.name])
+            table.append({"image": picture.name, "structure": structure, **row, "warning": warning})
+            arrays[f"{place}/mask"] = mask
         return Predicted(table=table, arrays=arrays)
+
+    def shown(self, picture: Picture, predicted: Array, mask: Picture) -> tuple[Array, Array, Array]:
+        """Pixels, predicted and true mask of the image, or of the slice of a volume where most is marked: for figures."""
+        if predicted.ndim == 2 or not is_volume(picture):
+            return picture.array(), predicted > 0, mask.values() > 0
+        volume = Volume.of(picture, self.plane)
+        ours, true = volume.cut(predicted > 0), volume.cut(whole(mask) > 0)
+        most = int((true.sum((1, 2)) if true.any() else ours.sum((1, 2))).argmax())
+        return SlicePicture(volume, most).array(), ours[most], true[most]
 
     def _warning(self, structure: str, mask: Array, *, answered: bool, seen: bool) -> str:
         said = {
@@ -130,26 +151,40 @@ class SegmentationFrame(Frame):
         names, images = query.wanted.names, np.unique(query.source)
         scores = answer.values.reshape(len(images), self.side, self.side, len(names))
         margins = scores - scores[..., names.index(BACKGROUND)].clamp(min=0)[..., None]
-        for image, structure in zip(first_lines(query.samples), query.samples.column("prompt"), strict=True):
+        for image, structure in zip(runs(query.samples.column("image")), query.samples.column("prompt"), strict=True):
             yield margins[int(np.searchsorted(images, image)), :, :, names.index(structure)] if structure in names else None
 
     def measure(self, said: Predicted, truth: Samples) -> Mapping[str, Statistic]:
         """Of the lines whose structure was learnt or is asked for by words alone, inside the field of view where there is one.
 
-        A mask of another size than its truth is brought to it (nearest pixel).
+        A volume is measured as a whole. A mask of another size than its truth is brought to it (nearest pixel).
         """
+        return self._statistics(said, truth, spacings_of(truth))
+
+    def measured(self, predict: Callable[[Samples], Predicted], samples: Samples) -> Mapping[str, Statistic]:
+        """`measure`; volumes are predicted one after another, so that only the answer of one is held."""
+        if not any(map(is_volume, samples.pictures())):
+            return super().measured(predict, samples)
+        spacings, first = spacings_of(samples), runs(samples.column("image"))
+        found = []
+        for start in np.unique(first).tolist():
+            lines = np.flatnonzero(first == start)
+            part = samples.take(lines)
+            found.append(self._statistics(predict(part), part, [spacings[line] for line in lines]))
+        return {name: joined([one[name] for one in found]) for name in found[0]}
+
+    def _statistics(self, said: Predicted, truth: Samples, spacings: Sequence[tuple[float, ...] | None]) -> dict[str, Statistic]:
         asked = (*self.structures, *self.unseen)
         learnt = np.array([prompt in asked for prompt in truth.column("prompt")])
-        true = [mask.values() > 0 for mask in truth.pictures("mask")]
+        true = [whole(mask) > 0 for mask in truth.pictures("mask")]
         ours = [at_size(said.arrays[f"{line}/mask"], mask.shape) for line, mask in enumerate(true)]
         fields = fields_of_view(truth)
         true, ours = ([mask if field is None else mask & field for mask, field in zip(side, fields, strict=True)] for side in (true, ours))
-        spacings = [picture.geometry().spacing_mm for picture in truth.pictures()]
         found = segmentation(ours, true, spacings)
         values = {name: np.where(learnt, statistic.arrays()["values"], np.nan) for name, statistic in found.items()}
         if "instances" in truth:
             f1 = [
-                np.nan if picture is None else instance_f1_of(mask, picture.values())
+                np.nan if picture is None else instance_f1_of(mask, whole(picture))
                 for mask, picture in zip(ours, optional_pictures(truth, "instances"), strict=True)
             ]
             values["instance_f1"] = np.where(learnt, np.array(f1, dtype=float), np.nan)
@@ -165,6 +200,10 @@ class Segmentation(Task):
 
     `rows`: patches learnt from at most, `side` a side; `size`: decoders' working size. Where objects are numbered (`instances`) and
     there is no mask, all of them are the mask. What lies outside a field of view (`fov`) is not learnt from and not measured.
+    `labels`: names of the values 1, 2, … of masks that are label maps.
+
+    Of a volume at most `slices` slices a structure are learnt from, half of them with the structure (seeded); it is cut across its
+    third axis as stored, or in a `plane` (NIfTI, NRRD, MHA); channels are the slices `context` before, itself, and `context` after.
     """
 
     kinds = ("grids", "scores")
@@ -178,18 +217,25 @@ class Segmentation(Task):
     rows: Annotated[int, Field(gt=0)] = 6000
     side: Annotated[int, Field(gt=1)] = 28
     size: Annotated[int, Field(ge=32)] = 224
+    labels: tuple[str, ...] = ()
+    slices: Annotated[int, Field(gt=0)] = 24
+    plane: Plane = "stored"
+    context: Annotated[int, Field(ge=0)] = 1
 
     def usable(self, samples: Rows) -> Rows:
         """Rows with a mask of the chosen structures. Raises DataError for masks that do not fit their images, all at once."""
         if "mask" not in samples and "instances" in samples:
             samples = samples.replaced(mask=samples.column("instances"))
+        if self.labels and "mask" in samples:
+            filled = [row for row, cell in enumerate(samples.column("mask")) if cell is not None]
+            samples = masks.named(samples.take(filled), self.labels)
         samples = super().usable(samples)
         prompts = samples.column("prompt")
         rows = [row for row, prompt in enumerate(prompts) if not self.structures or prompt in (*self.structures, *self.unseen)]
         if not rows:
             known = ", ".join(sorted({str(prompt) for prompt in prompts})[:10])
             raise DataError(f"no row has the structure {', '.join(self.structures)}; the column 'prompt' holds {known}")
-        samples = samples.take(rows)
+        samples = middles(masks.once(samples.take(rows)))
         masks.check(samples.pictures("mask"), samples.pictures(), instances="instances" in samples)
         return samples
 
@@ -209,17 +255,47 @@ class Segmentation(Task):
         structures = self.structures or tuple(sorted({str(prompt) for prompt in support.column("prompt")} - set(self.unseen)))
         filled: set[str] = set()
         for prompt, mask in zip(support.column("prompt"), support.pictures("mask"), strict=True):
-            if prompt not in filled and mask.values().any():
+            if prompt not in filled and whole(mask).any():
                 filled.add(prompt)
         never = tuple(name for name in structures if name not in filled)
-        return SegmentationFrame(wants, structures, self.rows, self.side, self.size, self.unseen, never)
+        cut = (self.slices, self.plane, self.context)
+        return SegmentationFrame(wants, structures, self.rows, self.side, self.size, self.unseen, never, *cut)
 
 
-def first_lines(samples: Samples) -> Array:
-    """(N,) for each line the first of the lines before it, without a gap, that show the same image."""
+def middles(samples: Rows) -> Rows:
+    """Where a mask is drawn on one slice of a volume alone, the image is that slice: the middle one."""
     images = samples.column("image")
-    new = np.array([line == 0 or images[line] != images[line - 1] for line in range(len(images))], dtype=bool)
-    return np.asarray(np.flatnonzero(new)[np.cumsum(new) - 1])
+    pictures: list[Any] = samples.pictures()
+    for line, (picture, mask) in enumerate(zip(pictures, samples.pictures("mask"), strict=True)):
+        if is_volume(picture) and not is_volume(mask):
+            images[line] = replace(picture, frame=frames_of(picture) // 2)
+    return samples.replaced(image=images)
+
+
+def at_source(logits: Tensor, picture: Picture) -> Array:
+    """(H, W) uint8 at the size of a picture from logits (h, w)."""
+    geometry = picture.geometry()
+    mask: Array = (interpolate(logits[None, None], (geometry.height, geometry.width), mode="bilinear")[0, 0] > 0).numpy()
+    return mask.astype(np.uint8)
+
+
+def drawn(parts: Sequence[tuple[Picture, Array | None]]) -> tuple[Array, dict[str, object]]:
+    """The mask of an image, or of the slices of a volume as its file stores them, and its size; an answer of None marks nothing."""
+    picture = parts[0][0]
+    size = (picture.geometry().height, picture.geometry().width)
+    each = [np.zeros(size, dtype=np.uint8) if mask is None else mask for _, mask in parts]
+    whole_volume = isinstance(picture, SlicePicture)
+    mask = picture.volume.uncut(np.stack(each)) if isinstance(picture, SlicePicture) else each[0]
+    sides = spacing_of(picture.volume.picture if isinstance(picture, SlicePicture) else picture)
+    count = int(mask.sum())
+    row: dict[str, object] = {"voxels" if whole_volume else "pixels": count}
+    return mask, row if sides is None else row | {"volume_mm3" if whole_volume else "area_mm2": count * float(np.prod(sides))}
+
+
+def spacings_of(truth: Samples) -> list[tuple[float, ...] | None]:
+    """Of each line's image; where one is unknown all are: units are not mixed."""
+    found = [spacing_of(picture) for picture in truth.pictures()]
+    return [None] * len(found) if None in found else found
 
 
 def every_image(samples: Samples, names: tuple[str, ...]) -> Samples:
@@ -238,8 +314,8 @@ def optional_pictures(samples: Samples, column: str) -> list[Picture | None]:
 
 
 def fields_of_view(samples: Samples) -> list[Array | None]:
-    """(H, W) booleans a line, where the manifest has a field of view."""
-    return [None if picture is None else picture.values() > 0 for picture in optional_pictures(samples, "fov")]
+    """(H, W), or (S, H, W), booleans a line, where the manifest has a field of view."""
+    return [None if picture is None else whole(picture) > 0 for picture in optional_pictures(samples, "fov")]
 
 
 def patches(side: int) -> Tensor:
@@ -269,8 +345,11 @@ def area_shares(mask: Array, side: int) -> Tensor:
 
 
 def at_size(mask: Array, size: tuple[int, ...]) -> Array:
+    """A mask (H, W) or (S, H, W) at another size, nearest pixel; one slice stands for all."""
     if mask.shape == size:
         return np.asarray(mask > 0)
+    if mask.ndim != len(size):
+        mask = mask[None] if mask.ndim < len(size) else mask[len(mask) // 2]
     return np.asarray(interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="nearest-exact")[0, 0] > 0)
 
 
