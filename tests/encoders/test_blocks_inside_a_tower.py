@@ -126,9 +126,7 @@ def test_prompts_train_and_nothing_else_does(base: TowerEncoder) -> None:
     kept = finish(descend({"prompts": prompts}, loss, how, n=24, seed=0))
     last = float(loss(torch.arange(24)).detach())
     assert last < 0.7 * first, (first, last)
-    assert not torch.equal(kept["prompts"], start)
-    assert prompts.grad is not None
-    assert (prompts.grad.flatten(1).norm(dim=1) > 0).all(), "every depth has a gradient"
+    assert ((kept["prompts"] - start).flatten(1).norm(dim=1) > 0).all(), "every depth is learnt"
     inside = encoder.image_tower.base  # type: ignore[union-attr]
     for tower in (base.image_tower, inside):
         assert all(parameter.grad is None for parameter in tower.parameters())
