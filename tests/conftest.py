@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is loaded: workers of several threads each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """The full cross product of methods and tasks runs only where a mark expression asks for it."""

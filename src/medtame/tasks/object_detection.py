@@ -160,8 +160,8 @@ class ObjectDetectionFrame(Frame):
 
         Boxes of a class that lie on each other by an IoU above `overlap` are one.
         """
-        names = tuple(dict.fromkeys([*self.names, *query.wanted.names]))
-        of_candidate = torch.tensor([names.index(name) for name in query.wanted.names])
+        names = tuple(name for name in dict.fromkeys([*self.names, *query.wanted.names]) if name != BACKGROUND)
+        of_candidate = torch.tensor([names.index(name) if name in names else -1 for name in query.wanted.names])
         table: list[dict[str, object]] = []
         arrays: dict[str, Array] = {}
         for row, (picture, found) in enumerate(zip(query.samples.pictures(), self._boxes(query, answer), strict=True)):
