@@ -35,15 +35,11 @@ class PlainAttention(nn.Module):
         parts = self.qkv(query).chunk(3, -1) if query is key else (self.qkv(query)[..., :width], *self.qkv(key)[..., width:].chunk(2, -1))
         if not self.batch_first:
             parts = tuple(part.transpose(0, 1) for part in parts)
-        heads = [part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts]
-        mask = ~attn_mask if attn_mask is not None and attn_mask.dtype == torch.bool else attn_mask
-        mixed = scaled_dot_product_attention(*heads, attn_mask=None if mask is None else mask.to(_mask_type(mask, query)))
-        mixed = mixed.transpose(1, 2).flatten(2)
+        queries, keys, values = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        if attn_mask is not None:
+            attn_mask = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(queries.dtype)
+        mixed = scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask).transpose(1, 2).flatten(2)
         return self.out_proj(mixed if self.batch_first else mixed.transpose(0, 1)), None
-
-
-def _mask_type(mask: Tensor, query: Tensor) -> torch.dtype:
-    return mask.dtype if mask.dtype == torch.bool else query.dtype
 
 
 def opened(tower: nn.Module) -> nn.Module:
