@@ -9,14 +9,17 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medtame.errors import DataError, PairError
 from medtame.learning.loop import Step, finish
+from medtame.learning.scores import REFUSED as REFUSED
+from medtame.learning.scores import classification_loss as classification_loss
+from medtame.learning.scores import cosine_logits as cosine_logits
+from medtame.learning.scores import masked as masked
 from medtame.types import Adapted, Array, Encoder, Kind, Problem, Query, Scope, Scores
 
 Learning = Literal["none", "pretraining", "fine_tuning", "prompt_learning"]
-REFUSED = -1e4  # the logit of an answer that a row may not take or that was never learnt
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,6 @@ def zero_shot_logits(query: Query, encoder: Encoder | None = None) -> Tensor:
     return masked(cosine_logits(query.vectors(encoder), query.texts(encoder), encoder), query.allowed)
 
 
-def cosine_logits(vectors: Tensor, texts: Tensor, encoder: Encoder) -> Tensor:
-    """(N, C) logits from unit vectors (N, D) and candidates (C, D), or (N, C, D) where a row's words change them."""
-    cosine = vectors @ texts.T if texts.ndim == 2 else torch.einsum("nd,ncd->nc", vectors, texts)
-    return encoder.scale * cosine + encoder.bias
-
-
-def masked(logits: Tensor, allowed: Array | None) -> Tensor:
-    """Logits with the candidates that a row may not take put far below everything else; `allowed` is (N, C)."""
-    return logits if allowed is None else logits.masked_fill(~torch.as_tensor(allowed), REFUSED)
-
-
 def allowed_of(query: Query, rows: Tensor | slice) -> Array | None:
     """(n, C) the candidates that some rows may take."""
     return None if query.allowed is None else query.allowed[rows if isinstance(rows, slice) else rows.numpy()]
@@ -114,14 +106,6 @@ def labelled(problem: Problem) -> tuple[Tensor, Tensor]:
         seen = [name for name, found in zip(problem.query.wanted.names, (targets.sum(0) > 0).tolist(), strict=True) if found]
         raise DataError(f"all {len(rows)} support rows are of one class ({', '.join(seen)}): give at least one row of two classes")
     return rows, targets
-
-
-def classification_loss(logits: Tensor, targets: Tensor, *, exclusive: bool) -> Tensor:
-    """Mean cross-entropy over rows; where several may hold, the mean binary one over known targets (NaN carries no loss)."""
-    if exclusive:
-        return -(targets * logits.log_softmax(1)).sum(1).mean()
-    known = ~targets.isnan()
-    return nn.functional.binary_cross_entropy_with_logits(logits[known], targets[known])
 
 
 def hard(targets: Tensor) -> Array:
