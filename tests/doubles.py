@@ -105,6 +105,7 @@ class TinyTextTower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.length, self.causal = LONGEST, False
         self.table, self.positions = nn.Embedding(WORDS, 48), nn.Parameter(0.02 * torch.randn(LONGEST, 48))
         self.layer, self.aligned = nn.Linear(48, 64), nn.Linear(64, WIDTH, bias=False)
 

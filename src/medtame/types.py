@@ -93,6 +93,9 @@ class Samples(Protocol):
 class TextTower(Protocol):
     """A text side open to prompt learning: words become vectors in three steps that can be taken apart."""
 
+    length: int  # the most tokens of a string, special ones included
+    causal: bool  # then it has `encode_packed` too: see `learning.prompt_learning`
+
     def tokens(self, strings: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (N, L) and mask (N, L), special tokens included."""
         ...

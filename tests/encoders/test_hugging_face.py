@@ -11,13 +11,13 @@ import made
 import numpy as np
 import pytest
 import torch
+from prompts import long_names_are_refused, places_are_the_slow_ways, prompts_are_the_towers_own
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
 
 from medtame import encoders
 from medtame.errors import EncoderError
-from medtame.strategies.tuning.coop import PromptedTower
 from medtame.strategies.tuning.lora import adaptable, with_lora
 
 KINDS = ("clip", "siglip", "siglip2")
@@ -125,18 +125,21 @@ def test_words_can_be_taken_apart(case: Case):
     prompts = ["a photo of a cat", "a photo of pneumonia"]
     ids, mask = encoder.text_tower.tokens(prompts)
     assert torch.allclose(encoder.text_tower.encode(encoder.text_tower.embed(ids), mask), encoder.texts(prompts), atol=1e-6)
-    beginning = ids[0, 1:3]
-    context = encoder.text_tower.embed(beginning[None])[0].clone().requires_grad_(True)
-    tuned = encoder.changed(text=PromptedTower(encoder.text_tower, beginning, context), identity="coop")
-    assert torch.allclose(tuned.texts(prompts), encoder.texts(prompts), atol=1e-6)
-    tuned.texts(prompts)[0, 0].backward()
-    assert context.grad is not None
-    assert float(context.grad.abs().sum()) > 0
+    prompts_are_the_towers_own(encoder)
     alone = torch.cat([encoder.texts([text]) for text in made.WORDS])
     assert torch.allclose(alone, encoder.texts(made.WORDS), atol=1e-5)
     with torch.no_grad():
         long = case.model.get_text_features(**case.texts(["pneumonia " * 60])).pooler_output
     assert torch.allclose(encoder.texts(["pneumonia " * 60]), nn.functional.normalize(long, dim=-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["end", "middle", "front"])
+def test_a_context_stands_where_it_is_said(case: Case, place: str):
+    places_are_the_slow_ways(encoders.load(case.spec), place)
+
+
+def test_long_names_are_refused(case: Case):
+    long_names_are_refused(encoders.load(case.spec))
 
 
 def test_lora_reaches_attention_and_projection(case: Case):

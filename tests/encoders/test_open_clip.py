@@ -13,12 +13,12 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from prompts import long_names_are_refused, places_are_the_slow_ways, prompts_are_the_towers_own
 from torch import Tensor, nn
 
 from medtame import encoders
 from medtame.encoders.towers import TowerEncoder
 from medtame.errors import EncoderError, UnknownNameError
-from medtame.strategies.tuning.coop import PromptedTower
 from medtame.strategies.tuning.lora import adaptable, with_lora
 
 KINDS = ("vit", "resnet", "siglip", "registers", "biomedclip", "convnext")
@@ -199,15 +199,7 @@ def test_words_can_be_taken_apart(case: Case):
     prompts = ["a photo of a cat", "a photo of pneumonia and much more besides"]
     ids, mask = encoder.text_tower.tokens(prompts)
     assert torch.allclose(encoder.text_tower.encode(encoder.text_tower.embed(ids), mask), encoder.texts(prompts), atol=1e-6)
-    beginning = ids[0, 1:3]
-    assert torch.equal(beginning, ids[1, 1:3])
-    context = encoder.text_tower.embed(beginning[None])[0].clone().requires_grad_(True)
-    tuned = encoder.changed(text=PromptedTower(encoder.text_tower, beginning, context), identity="coop")
-    assert torch.allclose(tuned.texts(prompts), encoder.texts(prompts), atol=1e-6)
-    tuned.texts(prompts)[0, 0].backward()
-    assert context.grad is not None
-    assert float(context.grad.abs().sum()) > 0
-    assert (tuned.image_identity, tuned.text_identity) == (encoder.image_identity, encoder.text_identity + "+coop")
+    prompts_are_the_towers_own(encoder)
 
 
 def test_texts_do_not_depend_on_their_batch_and_are_cut_at_the_models_length(case: Case):
@@ -218,6 +210,15 @@ def test_texts_do_not_depend_on_their_batch_and_are_cut_at_the_models_length(cas
     with torch.no_grad():
         wanted = case.model.encode_text(case.tokenizer([long]), normalize=True)
     assert torch.allclose(encoder.texts([long]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["end", "middle", "front"])
+def test_a_context_stands_where_it_is_said(case: Case, place: str):
+    places_are_the_slow_ways(encoders.load(case.spec), place)
+
+
+def test_long_names_are_refused(case: Case):
+    long_names_are_refused(encoders.load(case.spec))
 
 
 def test_lora_reaches_layers_that_are_called(case: Case):

@@ -23,7 +23,7 @@ class SentenceTower(nn.Module):
 
     def __init__(self, bert: nn.Module, tokenizer: Any) -> None:
         super().__init__()
-        self.bert, self.tokenizer = bert, tokenizer
+        self.bert, self.tokenizer, self.length, self.causal = bert, tokenizer, MAX_TOKENS, False
 
     def tokens(self, strings: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (N, L) and mask (N, L). What goes beyond 256 tokens is cut off, as the sentence model does."""
@@ -49,7 +49,7 @@ class AlignedTower(nn.Module):
 
     def __init__(self, sentences: SentenceTower, text_mean: Tensor, text_map: Tensor) -> None:
         super().__init__()
-        self.sentences = sentences
+        self.sentences, self.length, self.causal = sentences, sentences.length, False
         self.aligned = nn.Linear(text_map.shape[0], text_map.shape[1], bias=False, device="meta")
         self.aligned.weight = nn.Parameter(text_map.T.contiguous())
         self.text_mean: Tensor

@@ -36,8 +36,13 @@ class TransformerText(nn.Module):
         super().__init__()
         if text.cls_emb is not None or text.pool_type == "none":
             raise EncoderError("this text transformer reads a class token as CoCa does, which is not known: give another encoder")
-        self.text, self.tokenizer = text, tokenizer
+        self.text, self.tokenizer, self.length = text, tokenizer, int(text.context_length)
         self.ends = text.pool_type in ("argmax", "eos")
+
+    @property
+    def causal(self) -> bool:
+        text: Any = self.text
+        return self.ends and text.attn_mask is not None
 
     def tokens(self, strings: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (N, L) and mask (N, L): up to the end token, or all where padding is attended to."""
@@ -62,7 +67,16 @@ class TransformerText(nn.Module):
         length = embedded.shape[1]
         causal = None if text.attn_mask is None else text.attn_mask[:length, :length]
         states = text.ln_final(text.transformer(embedded + text.positional_embedding[:length], attn_mask=causal))
-        pooled = last_of(states, mask) if self.ends else states[:, -1 if text.pool_type == "last" else 0]
+        return self._projected(last_of(states, mask) if self.ends else states[:, -1 if text.pool_type == "last" else 0])
+
+    def encode_packed(self, embedded: Tensor, positions: Tensor, seen: Tensor, ends: Tensor) -> Tensor:
+        """(N, C, D), unit norm, of C strings that share one row: see `learning.prompt_learning`."""
+        text: Any = self.text
+        states = text.transformer(embedded + text.positional_embedding[positions], attn_mask=hiding(seen, embedded))
+        return self._projected(text.ln_final(states[:, ends]))
+
+    def _projected(self, pooled: Tensor) -> Tensor:
+        text: Any = self.text
         projection = text.text_projection
         if projection is not None:
             pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
@@ -72,11 +86,11 @@ class TransformerText(nn.Module):
 class BertText(nn.Module):
     """A BERT of transformers with open_clip's pooler and projection (BiomedCLIP)."""
 
-    def __init__(self, text: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, text: Any, tokenizer: Any) -> None:
         super().__init__()
         if not hasattr(text, "proj"):
             raise EncoderError("the text configuration names no known projection: hf_proj_type must be linear or mlp")
-        self.text, self.tokenizer = text, tokenizer
+        self.text, self.tokenizer, self.length, self.causal = text, tokenizer, int(tokenizer.context_length), False
 
     def tokens(self, strings: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids (N, L) and mask (N, L), padding masked out."""
@@ -97,6 +111,11 @@ class BertText(nn.Module):
         text: Any = self.text
         found = text.transformer(inputs_embeds=embedded, attention_mask=mask)
         return normalize(text.proj(text.pooler(found, mask)), dim=-1)
+
+
+def hiding(seen: Tensor, like: Tensor) -> Tensor:
+    """A mask to be added to attention: minus infinity where `seen` (P, P) is false."""
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill(~seen, float("-inf"))
 
 
 def last_of(states: Tensor, mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from medtame.encoders.image_towers import Maps, as_map, each_alone
-from medtame.encoders.text_towers import last_of
+from medtame.encoders.text_towers import hiding, last_of
 from medtame.errors import EncoderError
 
 
@@ -65,6 +65,8 @@ class SiglipImage(nn.Module):
 class ClipText(nn.Module):
     """CLIP's causal text transformer, read at the end token. Satisfies `TextTower`."""
 
+    causal = True
+
     def __init__(self, model: Any, tokenizer: Any, length: int) -> None:
         super().__init__()
         self.text, self.projection, self.tokenizer, self.length = model.text_model, model.text_projection, tokenizer, length
@@ -88,9 +90,18 @@ class ClipText(nn.Module):
         states = text.encoder(inputs_embeds=text.embeddings(inputs_embeds=embedded), attention_mask=later).last_hidden_state
         return normalize(self.projection(last_of(text.final_layer_norm(states), mask)), dim=-1)
 
+    def encode_packed(self, embedded: Tensor, positions: Tensor, seen: Tensor, ends: Tensor) -> Tensor:
+        """(N, C, D), unit norm, of C strings that share one row: see `learning.prompt_learning`."""
+        text: Any = self.text
+        placed = embedded + text.embeddings.position_embedding(positions)
+        states = text.encoder(inputs_embeds=placed, attention_mask=hiding(seen, embedded)[None, None]).last_hidden_state
+        return normalize(self.projection(text.final_layer_norm(states[:, ends])), dim=-1)
+
 
 class SiglipText(nn.Module):
     """SigLIP's text transformer: padded to its length, padding attended to, read at the last position. Satisfies `TextTower`."""
+
+    causal = False
 
     def __init__(self, model: Any, tokenizer: Any, length: int) -> None:
         super().__init__()
