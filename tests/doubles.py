@@ -185,3 +185,6 @@ def tiny_vit_encoder(spec: str = "tiny_vit", pooling: str = "cls") -> TowerEncod
         torch.manual_seed(7)
         image, text = TinyVitTower(pooling), TinyTextTower()
     return small_encoder(spec, image, text, image.out)
+
+
+ENCODERS = {"tiny": tiny_encoder, "tiny_vit": tiny_vit_encoder}

@@ -19,7 +19,7 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from doubles import tiny_encoder
+from doubles import ENCODERS
 from medtame import catalogue, state
 from medtame import run as path
 from medtame.data.samples import ManifestSamples
@@ -172,10 +172,10 @@ def write_answers(folders: list[str], out: str, broken: bool = False) -> None:
         import broken as shelf
 
         shelf.shelve(pytest.MonkeyPatch())
-    encoder, found = tiny_encoder(), {}
+    encoders, found = {spec: make() for spec, make in ENCODERS.items()}, {}
     for folder in map(Path, folders):
         try:
-            run = path.open(folder, opener=lambda spec: encoder)
+            run = path.open(folder, opener=encoders.__getitem__)
             answer = ask(run, run.task.usable(tiny(catalogue.name_of(run.task))[1]))
             found |= {f"{folder.name}/{part}": value for part, value in parts(answer).items()}
         except Exception as error:

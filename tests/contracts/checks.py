@@ -15,7 +15,7 @@ import torch
 from cases import Case, ask, different, distance, finite, has, identical, joined, parts, rows_of, same_array, tensors, with_steps
 from torch import Tensor
 
-from doubles import tiny_encoder
+from doubles import ENCODERS, tiny_encoder
 from medtame import catalogue
 from medtame import run as path
 from medtame.data.draws import draw
@@ -311,7 +311,7 @@ def drained(steps: Generator[Step, None, Adapted]) -> tuple[Adapted, list[tuple[
 
 def encoder_is_unchanged(case: Case) -> None:
     """Fit and answer leave towers, vectors and flags of the encoder as they were."""
-    encoder, towers = tiny_encoder(), ("image_tower", "text_tower")
+    encoder, towers = ENCODERS[case.encoder.spec](), ("image_tower", "text_tower")
     before = {tower: {name: value.clone() for name, value in getattr(encoder, tower).state_dict().items()} for tower in towers}
     vectors, texts = seen_by(encoder, case)
     ask(case.fit(encoder=encoder), case.test)

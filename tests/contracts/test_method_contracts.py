@@ -19,7 +19,7 @@ from cases import Case, answers_of_fresh_process, case, has
 from tiny import METHOD_SETTINGS, TASK_SETTINGS, tiny
 
 import medtame
-from doubles import tiny_encoder
+from doubles import ENCODERS
 from medtame import catalogue
 from medtame.encoders.towers import TowerEncoder
 from medtame.run import unmet
@@ -55,13 +55,14 @@ def classed(method: Method, task: Task) -> bool:
 
 
 @cache
-def encoder() -> TowerEncoder:
-    return tiny_encoder()
+def encoder(spec: str) -> TowerEncoder:
+    return ENCODERS[spec]()
 
 
 @cache
 def case_of(pair: tuple[str, str]) -> Case:
-    return case(METHODS[pair[0]], TASKS[pair[1]], encoder())
+    blocks = "image_blocks" in METHODS[pair[0]].towers
+    return case(METHODS[pair[0]], TASKS[pair[1]], encoder("tiny_vit" if blocks else "tiny"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -250,12 +250,18 @@ class Lesson:
 
     def logits(self, texts: Tensor, batch: Tensor) -> Tensor:
         """(B, C) of some rows, from the prompts' vectors."""
+        return self.logits_at(texts, batch, self.vectors[batch])
+
+    def logits_at(self, texts: Tensor, batch: Tensor, vectors: Tensor) -> Tensor:
+        """The same with other image vectors (B, D)."""
         plain = self.query.words is None and self.query.allowed is None
-        part = self.query if plain else self.query.take(batch.numpy())
-        return scores_of(texts, part, self.vectors[batch], self.query.encoder)
+        return scores_of(texts, self.query if plain else self.query.take(batch.numpy()), vectors, self.query.encoder)
 
     def loss(self, texts: Tensor, batch: Tensor) -> Tensor:
         return self.loss_of(self.logits(texts, batch), self.targets[batch])
+
+    def loss_at(self, texts: Tensor, batch: Tensor, vectors: Tensor) -> Tensor:
+        return self.loss_of(self.logits_at(texts, batch, vectors), self.targets[batch])
 
     def loss_of(self, logits: Tensor, targets: Tensor) -> Tensor:
         return classification_loss(logits, targets, exclusive=self.query.wanted.exclusive)
