@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, detection, encode, grid, ridge, transduction
+from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, detection, encode, grid, prompts, ridge, transduction
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -34,6 +34,14 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "decoder_vit_b16_dense": partial(decoder.cached_grids, "ViT-B-16@dense", 5.0),
     "decoder_bundled": partial(decoder.cached_grids, "bundled", None),
     "two_prompts": decoder.two_prompts,
+    "prompt_step_3": partial(prompts.step, 3, "float32", 6.0),
+    "prompt_step_8": partial(prompts.step, 8, "float32", 8.0),
+    "prompt_step_20": partial(prompts.step, 20, "float32", 10.0),
+    "prompt_step_3_bf16": partial(prompts.step, 3, "bfloat16", 9.0),
+    "prompt_step_8_bf16": partial(prompts.step, 8, "bfloat16", 12.0),
+    "prompt_step_20_bf16": partial(prompts.step, 20, "bfloat16", 15.0),
+    "prompt_step_bert": prompts.bert,
+    "short_frozen_prompts": prompts.short_frozen_prompts,
 }
 
 
