@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, detection, encode, grid, ridge, transduction
+from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, detection, encode, grid, ridge, transduction, tuning
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -34,6 +34,8 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "decoder_vit_b16_dense": partial(decoder.cached_grids, "ViT-B-16@dense", 5.0),
     "decoder_bundled": partial(decoder.cached_grids, "bundled", None),
     "two_prompts": decoder.two_prompts,
+    "lora_bf16": partial(tuning.lora, None, 2.2),
+    "lora_last_4_blocks_kept_inputs": partial(tuning.lora, 4, 6.0),
 }
 
 

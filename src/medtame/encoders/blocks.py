@@ -52,6 +52,24 @@ def last_blocks_of(tower: nn.Module, count: int) -> list[str]:
     return names[-count:]
 
 
+def depths_of(tower: nn.Module, pixels: Tensor) -> dict[str, int]:
+    """How deep each parameter lies: 0 before the first of n blocks, k in the k-th, n + 1 behind the last.
+
+    Before are those on which what enters the first block depends, for prepared pixels (N, 3, S, S). Parameters must ask for gradients.
+    """
+    blocks = blocks_of(tower)
+    named = dict(tower.named_parameters())
+    with torch.enable_grad():
+        try:
+            entering = Before(tower, blocks[0])(pixels)[0].sum()
+            slopes = torch.autograd.grad(entering, list(named.values()), allow_unused=True) if entering.requires_grad else ()
+        except NotCalledError:
+            slopes = ()
+    before = {name for name, slope in zip(named, slopes, strict=False) if slope is not None}
+    inside = {name: k for k, block in enumerate(blocks, 1) for name in named if name.startswith(f"{block}.")}
+    return {name: inside.get(name, 0 if name in before else len(blocks) + 1) for name in named}
+
+
 def _uniform(part: nn.Module) -> bool:
     kinds = [type(child) for child in part.children() if _numbers(child)]
     return len(kinds) > 1 and len(set(kinds)) == 1 and len(kinds) == len(list(part.children()))
@@ -66,7 +84,7 @@ def _children(tower: nn.Module, name: str) -> list[str]:
     return [f"{name}.{own}" if name else own for own, child in tower.get_submodule(name).named_children() if _numbers(child)]
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     def __init__(self, tokens: Tensor) -> None:
         super().__init__()
         self.tokens = tokens
@@ -86,7 +104,7 @@ class Before(nn.Module):
         super().__init__()
 
         def stop(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            raise _Reached(given[0])
+            raise _ReachedError(given[0])
 
         self.tower = _hooked(tower, block, stop)
         self.pixels: Tensor | None = None  # of the first images that were seen: `After` is tried on them
@@ -95,7 +113,7 @@ class Before(nn.Module):
         self.pixels = prepared[:3] if self.pixels is None else self.pixels
         try:
             self.tower(prepared)
-        except _Reached as reached:
+        except _ReachedError as reached:
             return reached.tokens, (reached.tokens,)
         raise NotCalledError
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medtame.encoders.blocks import Before, Maps, NotCalledError, after
+from medtame.encoders.blocks import Before, Maps, NotCalledError, after, last_blocks_of
 from medtame.encoders.opened import opened
 from medtame.errors import PairError
 from medtame.learning.loop import Descent, Step, descend
@@ -27,14 +27,43 @@ KEPT_BYTES = 2 * 2**30  # what enters a block is kept up to here; beyond it imag
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
+def is_norm(part: nn.Module) -> bool:
+    """One of torch's norm layers, or another library's that is called one."""
+    return isinstance(part, NORMS) or (not any(True for _ in part.children()) and "Norm" in type(part).__name__)
+
+
+def adaptable(tower: Any, blocks: int | None = None) -> list[str]:
+    """Names of the layers of `opened(tower)` that are one matrix: linear layers and pointwise convolutions.
+
+    Attention is in plain layers there, so that its weights are reached too. `blocks`: of the last so many blocks only.
+    """
+    apart = opened(module_of(tower))
+    inside = [""] if blocks is None else [f"{name}." for name in last_blocks_of(apart, blocks)]
+    names = [name for name, layer in apart.named_modules() if _matrix(layer) and any(f"{name}.".startswith(place) for place in inside)]
+    if not names:
+        raise PairError(
+            "the encoder's tower has neither linear layers nor pointwise convolutions there: use a method on frozen features, such as clap"
+        )
+    return names
+
+
+def _matrix(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1)
+
+
+def module_of(tower: Any) -> nn.Module:
+    """The tower, if it has layers. Raises PairError."""
+    if not isinstance(tower, nn.Module) or not any(True for _ in tower.parameters()):
+        raise PairError("this side of the encoder has no layers that could be trained: use a method on frozen features, such as clap")
+    return tower
+
+
 def copied(tower: Any, moving: Iterable[str]) -> tuple[Any, dict[str, Tensor]]:
     """The tower with plain attention, and copies of the weights of these names in it, by name; all other weights are shared.
 
     Names are those of `opened(tower)`. The original stays as it is. Raises PairError where the tower has no layers.
     """
-    if not isinstance(tower, nn.Module):
-        raise PairError("this side of the encoder has no layers that could be trained: use a method on frozen features, such as clap")
-    apart, names = opened(tower), set(moving)
+    apart, names = opened(module_of(tower)), set(moving)
     still = [parameter for name, parameter in apart.named_parameters() if name not in names]
     made = copy.deepcopy(apart, {id(tensor): tensor for tensor in [*still, *apart.buffers()]})
     made.eval()
@@ -55,7 +84,7 @@ def halved(tower: nn.Module, moving: Iterable[Tensor]) -> None:
     """Weights that do not move in 16 bits, in a copy's own layers; norms, which are small, stay as they are."""
     kept = {id(tensor) for tensor in moving}
     for part in tower.modules():
-        if isinstance(part, NORMS):
+        if is_norm(part):
             continue
         for name, parameter in part._parameters.items():
             if parameter is not None and id(parameter) not in kept and parameter.is_floating_point():
@@ -70,11 +99,9 @@ class Pass(nn.Module):
         self.module, self.precision = module, precision
 
     def inner(self, given: Tensor) -> tuple[Tensor, Maps]:
-        if self.precision == "float32":
-            found: tuple[Tensor, Maps] = self.module(given)
-            return found
-        with torch.autocast(given.device.type, torch.bfloat16):  # weights that move stay in single precision and are cast as they are read
-            found = self.module(given.to(torch.bfloat16))
+        halves = self.precision == "bfloat16"
+        with torch.autocast(given.device.type, torch.bfloat16, enabled=halves):  # weights that move are cast as they are read
+            found: tuple[Tensor, Maps] = self.module(given.to(torch.bfloat16) if halves else given)
         return found
 
     def forward(self, given: Tensor) -> tuple[Tensor, Maps]:
@@ -145,6 +172,19 @@ class Sight:
             return part.vectors(self.encoder)
         samples = np.unique(self.query.source[rows.numpy()])
         return part.vectors(cast(Encoder, Seen(*self.rest(self.tokens[torch.as_tensor(samples)]))))
+
+
+def first_pixels(query: Query) -> Tensor:
+    """Prepared pixels (1, 3, S, S) of a query's first image."""
+    seen: list[Tensor] = []
+
+    class Look(nn.Module):
+        def forward(self, prepared: Tensor) -> tuple[Tensor, Maps]:
+            seen.append(prepared)
+            return prepared.flatten(1), (prepared,)
+
+    query.encoder.changed(image=Look(), identity="look").whole(query.samples.take([0]))
+    return seen[0]
 
 
 def fine_tuned(

@@ -16,34 +16,12 @@ from torch import Tensor, nn
 
 from medtame.encoders.blocks import last_blocks_of
 from medtame.encoders.opened import exchanged, opened
-from medtame.errors import PairError
-from medtame.learning.fine_tuning import Precision, Sight, copied, fine_tuned, halved
+from medtame.learning.fine_tuning import Precision, Sight, adaptable, copied, fine_tuned, halved
 from medtame.learning.loop import Descent, Step
 from medtame.strategies.base import Learner, Tuned, labelled, support_loss
 from medtame.types import Adapted, Encoder, Problem, Query
 
 Sides = Literal["image", "text", "both"]
-
-
-def adaptable(tower: Any, blocks: int | None = None) -> list[str]:
-    """Names of the layers of `opened(tower)` that take a low-rank change: linear layers and pointwise convolutions.
-
-    Attention is in plain layers there, so that its weights are reached too. `blocks`: of the last so many blocks only.
-    """
-    if not isinstance(tower, nn.Module):
-        raise PairError("this side of the encoder has no layers that could be changed: use a method on frozen features, such as clap")
-    apart = opened(tower)
-    inside = [""] if blocks is None else [f"{name}." for name in last_blocks_of(apart, blocks)]
-    names = [name for name, layer in apart.named_modules() if takes(layer) and any(f"{name}.".startswith(place) for place in inside)]
-    if not names:
-        raise PairError(
-            "the encoder's tower has neither linear layers nor pointwise convolutions there: use a method on frozen features, such as clap"
-        )
-    return names
-
-
-def takes(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1)
 
 
 @dataclass(frozen=True)
@@ -83,6 +61,11 @@ class LowRank:
             return copy.copy(part.get_base_layer())
 
         return exchanged(changed, bare).requires_grad_(False)
+
+
+def side_of(named: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
+    """Tensors whose name begins with the side, without it."""
+    return {name.removeprefix(side): tensor for name, tensor in named.items() if name.startswith(side)}
 
 
 @dataclass(frozen=True)
@@ -156,7 +139,9 @@ class Lora(Learner):
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=self.batch, warm_up=min(5, self.steps // 4))
         see = self.sight(query, image)
         kept = yield from fine_tuned(see, named, loss, how, rows=len(rows), seed=problem.seed, resume=resume)
-        sides = [{name.removeprefix(f"{s}."): tensor for name, tensor in kept.items() if name.startswith(f"{s}.")} for s in ("image", "text")]
+        sides = [
+            {name.removeprefix(f"{s}."): tensor for name, tensor in kept.items() if name.startswith(f"{s}.")} for s in ("image", "text")
+        ]
         return LoraAdapted(self.rank, self.alpha, self.rslora, *sides, self.blocks)
 
     def sight(self, query: Query, image: nn.Module | None) -> Callable[[Tensor], Tensor]:
