@@ -1,4 +1,4 @@
-"""A step of weight tuning of a ViT-B/32's image tower: low-rank changes over 16-bit weights against full fine-tuning in single precision."""
+"""A step of weight tuning of a ViT-B/32: low-rank changes over 16-bit weights against full fine-tuning in single precision."""
 
 from __future__ import annotations
 

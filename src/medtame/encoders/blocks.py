@@ -6,6 +6,7 @@ Where only the last blocks change and the pixels do not, what enters the first o
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -174,7 +175,8 @@ def after(tower: nn.Module, block: str, pixels: Tensor) -> After | None:
 
 def _size(values: Tensor) -> float:
     """Of numbers, in units of what their type can tell apart: 1 in single precision."""
-    return (1 + float(values.abs().max())) * (torch.finfo(values.dtype).eps / torch.finfo(torch.float32).eps) ** 0.5
+    coarser: float = torch.finfo(values.dtype).eps / torch.finfo(torch.float32).eps
+    return (1 + float(values.abs().max())) * math.sqrt(coarser)
 
 
 def _hooked(tower: nn.Module, block: str, hook: Any) -> nn.Module:

@@ -65,7 +65,7 @@ class TransformerText(nn.Module):
         pooled = last_of(states, mask) if self.ends else states[:, -1 if text.pool_type == "last" else 0]
         projection = text.text_projection
         if projection is not None:
-            pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
         return normalize(pooled, dim=-1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +57,8 @@ class LowRank:
             if not isinstance(part, LoraLayer):
                 return None
             part.merge()
-            return copy.copy(part.get_base_layer())
+            layer: nn.Module = part.get_base_layer()
+            return layer
 
         return exchanged(changed, bare).requires_grad_(False)
 
@@ -126,7 +126,8 @@ class Lora(Learner):
         rows, targets = labelled(problem)
         query, base = problem.query.take(rows.numpy()), problem.query.encoder
         change = LowRank(self.rank, self.alpha, self.rslora)
-        image, text, named = None, None, {}
+        image, text = None, None
+        named: dict[str, Tensor] = {}
         if self.sides != "text":
             image, found = change.around(base.image_tower, adaptable(base.image_tower, self.blocks), problem.seed)
             named |= {f"image.{name}": tensor for name, tensor in found.items()}
@@ -139,10 +140,7 @@ class Lora(Learner):
         how = Descent(steps=self.steps, learning_rate=self.learning_rate, batch=self.batch, warm_up=min(5, self.steps // 4))
         see = self.sight(query, image)
         kept = yield from fine_tuned(see, named, loss, how, rows=len(rows), seed=problem.seed, resume=resume)
-        sides = [
-            {name.removeprefix(f"{s}."): tensor for name, tensor in kept.items() if name.startswith(f"{s}.")} for s in ("image", "text")
-        ]
-        return LoraAdapted(self.rank, self.alpha, self.rslora, *sides, self.blocks)
+        return LoraAdapted(self.rank, self.alpha, self.rslora, side_of(kept, "image."), side_of(kept, "text."), self.blocks)
 
     def sight(self, query: Query, image: nn.Module | None) -> Callable[[Tensor], Tensor]:
         if image is None:

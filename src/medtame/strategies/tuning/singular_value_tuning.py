@@ -33,7 +33,8 @@ class Rescaled(nn.Module):
     def weight(self) -> Tensor:
         """As changed, in the shape of the layer's own."""
         own: Tensor = self.layer.weight  # type: ignore[assignment]
-        return own + ((self.left * self.change) @ self.right).view_as(own)
+        changed: Tensor = own + ((self.left * self.change) @ self.right).view_as(own)
+        return changed
 
     def forward(self, given: Tensor) -> Tensor:
         found: Tensor = functional_call(self.layer, {"weight": self.weight}, (given,))
