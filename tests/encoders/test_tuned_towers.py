@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,21 @@ def test_kept_inputs_of_a_block_give_the_same_gradients(transformer: TowerEncode
         for a, b in zip(found, expected, strict=True):
             assert float(b.abs().max()) > 0
             torch.testing.assert_close(a, b, atol=1e-5 * float(b.abs().max()), rtol=1e-4)
+
+
+def test_kept_inputs_of_regions_are_those_of_maps(made_encoders: dict[str, TowerEncoder]) -> None:
+    """Rows that are parts of images: vectors are pooled from the first map, two rows of one image share what is kept."""
+    problem = problem_of(made_encoders["open_clip_vit"])
+    regions = torch.tensor([[0.0, 0.0, 0.6, 0.5], [0.3, 0.2, 1.0, 1.0], [0.0, 0.4, 1.0, 0.9]])
+    query = replace(problem.query.take([0, 1]), source=np.array([0, 1, 1]), regions=regions)
+    tower, named = copied(query.encoder.image_tower, ["visual.transformer.resblocks.1.mlp.c_fc.weight"])
+    kept, full = Sight.of(query, tower, "visual.transformer.resblocks.1"), Sight.of(query, tower, None)
+    assert kept.tokens is not None
+    assert len(kept.tokens) == 2
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(kept(rows), full(rows), atol=1e-6, rtol=0)
+    found, expected = (torch.autograd.grad(see(rows)[:, 0].sum(), list(named.values()))[0] for see in (kept, full))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-3)
 
 
 def test_kept_inputs_end_at_the_same_weights(made_encoders: dict[str, TowerEncoder], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,7 +40,7 @@ def test_entropy_is_that_of_the_probabilities() -> None:
 
 def test_answers_grow_surer_and_the_next_call_starts_anew(problem: Problem) -> None:
     query = replace(problem.query, encoder=replace(problem.query.encoder, scale=4.0))  # type: ignore[type-var]
-    plain, tuned = zero_shot_logits(query), adapted(problem, steps=8, learning_rate=0.003)
+    plain, tuned = zero_shot_logits(query), adapted(problem, steps=20, learning_rate=0.003)
     first = tuned.answer(query).values
     assert float(entropy(first, exclusive=True)) < 0.9 * float(entropy(plain, exclusive=True))
     tuned.answer(query.take([0, 1, 2]))
