@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -31,13 +33,13 @@ def lora(blocks: int | None, goal: float) -> Iterator[Case]:
     """Forward, backward and AdamW on 16 images, prepared before; `blocks`: the last so many, with what enters them kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        visual = open_clip.create_model("ViT-B-32", pretrained=None).visual
+        visual = random_visual()
         texts = nn.functional.normalize(torch.randn(CLASSES, visual.output_dim), dim=1)
         tower = frozen(image_towers.tower_of(visual))
     query, labels = images(tower), torch.arange(BATCH) % CLASSES
     ours = Lora(query, tower, blocks, "bfloat16")
     step = stepping(ours.named, lambda: cross_entropy(ours.seen(), texts, labels))
-    full = image_towers.tower_of(open_clip.create_model("ViT-B-32", pretrained=None).visual).eval()
+    full = image_towers.tower_of(copy.deepcopy(visual)).requires_grad_(True).eval()
     pixels = torch.cat([query.encoder.prepare(torch.from_numpy(picture.read().transpose(2, 0, 1).copy())[None]) for picture in pictures()])
     plain = stepping(dict(full.named_parameters()), lambda: cross_entropy(full(pixels)[0], texts, labels))
 
@@ -73,6 +75,10 @@ class Lora:
 
     def seen(self) -> Tensor:
         return self.see(torch.arange(BATCH))
+
+
+def random_visual() -> Any:
+    return open_clip.create_model("ViT-B-32", pretrained=None).visual
 
 
 def cross_entropy(vectors: Tensor, texts: Tensor, labels: Tensor) -> Tensor:

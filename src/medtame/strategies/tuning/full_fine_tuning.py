@@ -66,7 +66,7 @@ class FullFineTuning(Learner):
     probe_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.7
     steps: Annotated[int, Field(ge=0)] = 60
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     batch: Annotated[int, Field(gt=0)] = 16
 
     def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:

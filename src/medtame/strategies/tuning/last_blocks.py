@@ -47,7 +47,7 @@ class LastBlocks(Learner):
     blocks: Annotated[int, Field(gt=0)] = 1
     precision: Precision = "float32"
     steps: Annotated[int, Field(ge=0)] = 60
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     batch: Annotated[int, Field(gt=0)] = 16
 
     def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:

@@ -119,7 +119,7 @@ class Lora(Learner):
     blocks: Annotated[int, Field(gt=0)] | None = None
     precision: Precision = "float32"
     steps: Annotated[int, Field(ge=0)] = 60
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     batch: Annotated[int, Field(gt=0)] = 16
 
     def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:
