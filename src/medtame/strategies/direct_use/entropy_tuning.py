@@ -88,7 +88,8 @@ class EntropyTuning(Method):
 
     So a row's answer depends on the others, and it is no fair row beside methods that see one image at a time. It sharpens what
     zero-shot believes; where that is wrong, it grows surer of it. A tower without norm layers moves its biases. Cost: about
-    3 (steps x batch / rows) + 1 passes through the image tower where zero-shot needs one.
+    3 (steps x batch / rows) + 1 passes through the image tower where zero-shot needs one. On `bundled` and held-out training patients
+    of the phantom balanced accuracy goes from .17 to .20, which is no benefit. The rate is not chosen by data.
     """
 
     needs = frozenset({"one_label"})

@@ -42,6 +42,9 @@ class BiasAndNormTuning(Learner):
     It starts at the encoder's own, so it answers like zero-shot before the first step. The running mean and variance of batch norm
     stay as they are; its scale and shift move. Cross-entropy over scale x cosine with fixed texts, AdamW, cosine decay, no
     augmentation.
+
+    Tried on `bundled` with 40 steps, one draw of 8 images a class, held-out training patients, at this rate only: .36 balanced accuracy
+    on the phantom, .58 on breast ultrasound (zero-shot .17 and .42, clap .49 and .55).
     """
 
     learning = "fine_tuning"

@@ -53,6 +53,10 @@ class FullFineTuning(Learner):
     block counts as one block, what follows the last learns at the full rate. Batch norm keeps its running mean and variance.
     Cross-entropy over scale x cosine, AdamW, cosine decay, no augmentation. It needs memory for four copies of the tower, and few
     images are soon learnt by heart.
+
+    Tried on `bundled` with 40 steps, one draw of 8 images a class, held-out training patients, at this rate only: .60 balanced accuracy
+    on the phantom and .62 on breast ultrasound; its probe alone .53 and .53, zero-shot .17 and .42, clap .49 and .55. For a pretrained
+    transformer 1e-5 to 1e-4 is usual.
     """
 
     learning = "fine_tuning"

@@ -33,6 +33,10 @@ class LastBlocks(Learner):
     its running mean and variance, so what enters the first trained block is the same at every step: it is computed once and kept in
     memory, which changes nothing and saves the pass through all that lies before. Cross-entropy over scale x cosine with fixed
     texts, AdamW, cosine decay. `precision` bfloat16 computes in 16 bits while it learns; weights that move stay in single precision.
+
+    The rate was chosen on `bundled` with 40 steps, one draw of 8 images a class, held-out training patients: balanced accuracy on the
+    phantom and breast ultrasound is .37 and .60 at 3e-4, .44 and .62 at 1e-3, .39 and .60 at 3e-3 (zero-shot .17 and .42, clap .49 and
+    .55); two stages give .42 and .65. For a pretrained transformer 1e-5 to 1e-4 is usual.
     """
 
     learning = "fine_tuning"

@@ -101,6 +101,9 @@ class Lora(Learner):
 
     CLIP-LoRA's own setting is sides=both, rslora=true, rank=2, alpha=1, learning_rate=2e-4, batch=32, 500 steps an image of a class,
     on query, key and value alone and with dropout .25 and augmentation, which are not here.
+
+    Tried on `bundled` with 40 steps, one draw of 8 images a class, held-out training patients: 5e-4 gives .34 balanced accuracy on the
+    phantom and .55 on breast ultrasound, 2e-3 .31 and .52 (zero-shot .17 and .42, clap .49 and .55): no benefit over a probe there.
     """
 
     learning = "fine_tuning"

@@ -78,6 +78,9 @@ class SingularValueTuning(Learner):
     over scale x cosine with fixed texts, AdamW, cosine decay, no augmentation, batch norm frozen.
 
     A step costs a product of U and V a layer more than a plain one; the decomposition is repeated when a run is opened.
+
+    Tried on `bundled` with 40 steps, one draw of 8 images a class, held-out training patients, at this rate only: .28 balanced accuracy
+    on the phantom, .63 on breast ultrasound (zero-shot .17 and .42, clap .49 and .55).
     """
 
     learning = "fine_tuning"
