@@ -10,7 +10,21 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
-from benchmarks import anomaly, bootstrap, cache, cache_search, decode, decoder, detection, encode, grid, prompts, ridge, transduction
+from benchmarks import (
+    anomaly,
+    bootstrap,
+    cache,
+    cache_search,
+    decode,
+    decoder,
+    detection,
+    encode,
+    grid,
+    prompts,
+    ridge,
+    transduction,
+    tuning,
+)
 from benchmarks.harness import Case, Result, measured
 
 BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
@@ -42,6 +56,8 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "prompt_step_20_bf16": partial(prompts.step, 20, "bfloat16", 15.0),
     "prompt_step_bert": prompts.bert,
     "short_frozen_prompts": prompts.short_frozen_prompts,
+    "lora_bf16": partial(tuning.lora, None, 2.2),
+    "lora_last_4_blocks_kept_inputs": partial(tuning.lora, 4, 6.0),
 }
 
 

@@ -40,6 +40,8 @@ ISSUE = {  # name: goal
     "decoder_vit_b16_dense": 5.0,
     "decoder_bundled": None,
     "two_prompts": None,
+    "lora_bf16": 2.2,
+    "lora_last_4_blocks_kept_inputs": 6.0,
 }
 
 
@@ -257,3 +259,26 @@ def test_the_average_precision_of_every_resample_is_that_of_a_plain_loop(of: Cal
     assert found.endswith("21 of 41 plain ones timed and scaled")
     monkeypatch.setattr(detection, "OVERLAPS", detection.OVERLAPS + 0.01)
     assert checked(detection.average_precision(6, 5, 20, 2, 0))[0].startswith("failed: largest difference")
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_low_rank_changes_over_16_bits_descend_as_those_in_single_precision(
+    blocks: int | None, of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+):
+    from open_clip.transformer import VisionTransformer
+
+    tuning = of("tuning")
+    shape = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 2, "mlp_ratio": 2.0, "output_dim": 32}
+    monkeypatch.setattr(tuning, "SIDE", 32)
+    monkeypatch.setattr(tuning, "random_visual", lambda: VisionTransformer(**shape))
+    found = checked(tuning.lora(blocks, 1.0))[0]
+    assert found.startswith("ok: gradient cosine 0.999")
+    assert ("kB kept an image" in found) == (blocks is not None)
+    right = tuning.halved
+
+    def noisy(tower: nn.Module, moving: Any) -> None:
+        right(tower, moving)
+        tower.visual.transformer.resblocks[2].mlp.c_fc.base_layer.weight.mul_(1.5)  # type: ignore[union-attr,index,operator]
+
+    monkeypatch.setattr(tuning, "halved", noisy)
+    assert checked(tuning.lora(blocks, 1.0))[0].startswith("failed: gradient cosine")

@@ -40,6 +40,10 @@ class PairError(MedtameError):
     """A method and a task (or encoder) that do not meet."""
 
 
+class LearningError(MedtameError):
+    """A descent whose loss is no number any more."""
+
+
 class RunError(MedtameError):
     """A run folder that cannot be opened, written or resumed."""
 

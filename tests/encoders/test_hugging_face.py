@@ -18,7 +18,8 @@ from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImagePro
 
 from medtame import encoders
 from medtame.errors import EncoderError
-from medtame.strategies.tuning.lora import adaptable, with_lora
+from medtame.learning.fine_tuning import adaptable
+from medtame.strategies.tuning.lora import LowRank
 
 KINDS = ("clip", "siglip", "siglip2")
 
@@ -146,8 +147,9 @@ def test_lora_reaches_attention_and_projection(case: Case):
     tower = encoders.load(case.spec).image_tower
     names = adaptable(tower)
     assert any("q_proj" in name for name in names)
-    assert not any("attention.out_proj" in name for name in names)  # torch's own attention, in SigLIP's pool
-    changed, parameters = with_lora(tower, 2, 4.0, 0)
+    pooled = {name for name in names if "head.attention" in name}  # torch's own attention, in SigLIP's pool, taken apart
+    assert pooled == (set() if case.kind == "clip" else {"vision.head.attention.qkv", "vision.head.attention.out_proj"})
+    changed, parameters = LowRank(2, 4.0, False).around(tower, names, 0)
     whole, _ = changed(torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(6)))
     whole[:, 0].sum().backward()
     ups = [parameter for name, parameter in parameters.items() if "lora_B" in name]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
+from medtame.errors import LearningError
 from medtame.learning.loop import Descent, descend, descend_slopes, finish, warm_cosine
 
 
@@ -73,3 +75,35 @@ def test_a_gradient_in_another_order_is_applied_where_it_belongs(optimiser):
 
         learnt.append(finish(descend_slopes({"w": weight}, slopes, how, n=1, seed=0))["w"])
     assert torch.equal(*learnt)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_before_its_step(bad):
+    weight = torch.ones(2)
+
+    def loss(rows):
+        return weight.sum() * (1.0 if weight[0].item() > 0.95 else bad)
+
+    steps, seen = descend({"w": weight}, loss, Descent(steps=9, learning_rate=0.03, batch=1), n=1, seed=0), []
+    for _ in range(2):
+        seen.append((next(steps).number, weight.detach().clone()))
+    with pytest.raises(LearningError, match=r"the loss of step 3 of 9 is (nan|inf): lower learning_rate \(it is 0.03\)"):
+        next(steps)
+    assert [number for number, _ in seen] == [1, 2]
+    assert torch.equal(weight.detach(), seen[-1][1])
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+def test_a_share_of_the_rate_is_a_smaller_rate(optimiser):
+    x, y = problem()
+    how = Descent(steps=6, learning_rate=0.05, batch=7, optimiser=optimiser, shares={"b": 0.25})
+    both = {"a": torch.zeros(4), "b": torch.zeros(4)}
+
+    def loss(weights):
+        return lambda rows: sum((x[rows] @ weight - y[rows]).square().mean() for weight in weights.values())
+
+    found = finish(descend(both, loss(both), how, n=30, seed=3))
+    for name, rate in (("a", 0.05), ("b", 0.0125)):
+        alone = {name: torch.zeros(4)}
+        expected = finish(descend(alone, loss(alone), replace(how, learning_rate=rate, shares={}), n=30, seed=3))
+        assert torch.allclose(found[name], expected[name], atol=1e-7)

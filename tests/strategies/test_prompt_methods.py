@@ -13,7 +13,7 @@ from doubles import tiny_encoder, tiny_vit_encoder
 from medtame import catalogue
 from medtame.errors import EncoderError, MedtameError, PairError, SettingsError
 from medtame.learning import prompt_learning
-from medtame.learning.block_prompts import blocks_of, image_prompted
+from medtame.learning.block_prompts import attention_blocks, image_prompted
 from medtame.learning.loop import Step
 from medtame.strategies.knowledge.biomedcoop import ensemble, kept_sentences, sentence_vectors
 from medtame.strategies.tuning.prograd import agreeing
@@ -159,7 +159,7 @@ def test_promptsrc_average_is_the_gaussian_one():
 
 def test_image_prompts_are_the_slow_way():
     tower = tiny_vit_encoder().image_tower
-    assert blocks_of(tower) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert attention_blocks(tower) == ["blocks.0", "blocks.1", "blocks.2"]
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     prompts = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(2))
     whole, maps = image_prompted(tower, prompts)(pixels)

@@ -10,12 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from contracts.tiny import tiny
-from doubles import tiny_encoder, tiny_vit_encoder
+from doubles import tiny_encoder
 from medtame import catalogue
 from medtame.errors import DataError
 from medtame.run import fitted
 from medtame.strategies.tuning.clap import Clap, trust
-from medtame.strategies.tuning.lora import adaptable, with_lora
 from medtame.strategies.tuning.ridge_probe import leave_one_out, solved
 from medtame.tasks.classification import Classification
 from medtame.types import Candidates, Problem, Query
@@ -183,49 +182,6 @@ def test_coop_learns_the_support_and_moves_only_its_context(support, encoder):
     assert not torch.equal(start.context, learnt.context)
 
 
-@pytest.mark.parametrize("make", [tiny_encoder, tiny_vit_encoder])
-def test_lora_reaches_every_layer_that_it_names(make, support):
-    encoder = make()
-    problem = renamed(support, encoder)
-    names = adaptable(encoder.image_tower)
-    learnt = method("lora", steps=2, batch=8, learning_rate=0.01).fit(problem)
-    moved = {
-        name.split(".lora_")[0].removeprefix("base_model.model.")
-        for name, weight in learnt.weights.items()
-        if "lora_B" in name and weight.abs().sum() > 0
-    }
-    assert moved == set(names)
-    numbers = sum(weight.numel() for weight in learnt.weights.values())
-    by_hand = 0
-    for name, layer in encoder.image_tower.named_modules():
-        if name in names:
-            inside, outside = layer.weight.shape[1], layer.weight.shape[0]
-            by_hand += 4 * (inside + outside)
-    assert numbers == by_hand
-
-
-def test_lora_of_no_step_is_the_tower_itself():
-    tower = tiny_vit_encoder().image_tower
-    changed, _ = with_lora(tower, 4, 8.0, 0)
-    pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        assert torch.allclose(changed(pixels)[0], tower(pixels)[0], atol=1e-6)
-
-
-def test_lora_learns_the_support(support, encoder):
-    problem = renamed(support, encoder)
-    labels = problem.targets.argmax(1)
-    loss = [
-        float(
-            torch.nn.functional.cross_entropy(
-                method("lora", steps=steps, batch=24, learning_rate=0.02).fit(problem).answer(problem.query).values, labels
-            )
-        )
-        for steps in (0, 25)
-    ]
-    assert loss[1] < 0.6 * loss[0]
-
-
 def test_the_question_alone_answers_what_the_question_tells(encoder):
     train, test = tiny("visual_question_answering")
     task = catalogue.build(catalogue.TASKS, "visual_question_answering")
@@ -240,6 +196,6 @@ def test_the_question_alone_answers_what_the_question_tells(encoder):
 def test_one_class_alone_is_refused(support, encoder):
     problem = problem_of(support, encoder)
     alone = problem.take(np.flatnonzero(problem.targets[:, 0].numpy() == 1))
-    for name in ("linear_probe", "ridge_probe", "clap", "coop", "lora", "nearest_prototype"):
+    for name in ("linear_probe", "ridge_probe", "clap", "coop", "lora", "last_blocks", "full_fine_tuning", "nearest_prototype"):
         with pytest.raises(DataError, match="one class"):
             method(name).fit(alone)

@@ -173,7 +173,10 @@ def _first(found: Any) -> Tensor:
 
 def value_value(block: Any, tokens: Tensor) -> Tensor:
     """(N, L, width): what the last block's attention adds where values attend to values, of the tokens before it."""
-    if hasattr(block, "ln_1"):  # open_clip
+    if hasattr(block, "ln_1") and hasattr(block.attn, "qkv"):  # open_clip, taken apart to be changed
+        attention = block.attn
+        values, heads, out = attention.qkv(block.ln_1(tokens)).chunk(3, -1)[2], attention.heads, attention.out_proj
+    elif hasattr(block, "ln_1"):  # open_clip
         normed, attention = block.ln_1(tokens), block.attn
         width = normed.shape[2]
         bias = None if attention.in_proj_bias is None else attention.in_proj_bias[2 * width :]

@@ -3,7 +3,7 @@
 `whole` is the model's own image embedding. The first map gives each position what the pool would give it alone: its token through
 the final norm and the projection or, under attention pooling, the value path, since attention over one position has weight one.
 So both lie in the text's space. The second map is the last layer's tokens as they are, for probes. Every linear layer is called as
-a layer, so LoRA reaches it, but for those inside torch's MultiheadAttention (open_clip's own ViT: only its MLPs are reached).
+a layer, so LoRA reaches it; those inside torch's MultiheadAttention (open_clip's own ViT) once `opened` has taken it apart.
 """
 
 from __future__ import annotations

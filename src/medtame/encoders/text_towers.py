@@ -79,7 +79,7 @@ class TransformerText(nn.Module):
         text: Any = self.text
         projection = text.text_projection
         if projection is not None:
-            pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+            pooled = projection(pooled) if isinstance(projection, nn.Module) else pooled @ projection
         return normalize(pooled, dim=-1)
 
 

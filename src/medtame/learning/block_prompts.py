@@ -21,7 +21,7 @@ from medtame.types import Adapted, Encoder, Query, Scores, sentence_means
 ATTENTION = re.compile("attn|attention|qkv")
 
 
-def blocks_of(tower: nn.Module) -> list[str]:
+def attention_blocks(tower: nn.Module) -> list[str]:
     """The names of a tower's transformer blocks, first to last: the longest row of alike parts with attention; none in other networks."""
     longest: list[str] = []
     for name, part in tower.named_modules():
@@ -67,7 +67,7 @@ def same(tokens: Tensor) -> Tensor:
 
 def image_prompted(tower: nn.Module, prompts: Tensor) -> nn.Module:
     """An image tower whose first J blocks each see prompts (J, M, E) after the image's tokens, which leave after the last block."""
-    blocks, count = blocks_of(tower), prompts.shape[1]
+    blocks, count = attention_blocks(tower), prompts.shape[1]
 
     def wrapped(name: str, part: nn.Module) -> nn.Module | None:
         if name not in blocks:
@@ -87,7 +87,7 @@ def image_prompted(tower: nn.Module, prompts: Tensor) -> nn.Module:
 
 def text_prompted(words: Wording, prompts: Tensor) -> Wording:
     """A wording whose context is replaced by prompts (J, M, E) in the blocks after the first."""
-    blocks, start, count = blocks_of(words.tower), len(words.start), prompts.shape[1]
+    blocks, start, count = attention_blocks(words.tower), len(words.start), prompts.shape[1]
     if words.padding is not None and words.padding.first:
         raise PairError("this text tower has its padding first, so deep prompts have no fixed place: use coop, which has none")
 
@@ -109,7 +109,7 @@ def image_blocks(encoder: Encoder) -> list[str]:
     """The blocks of an encoder's image tower. Raises PairError where it has none that prompts can enter."""
     if isinstance(encoder.image_tower, DenseTower):
         raise PairError(f"{encoder.spec} reads maps between its blocks, where prompts would stand: leave @dense out")
-    blocks = blocks_of(encoder.image_tower)
+    blocks = attention_blocks(encoder.image_tower)
     if not blocks:
         raise PairError(f"the image side of {encoder.spec} is no transformer, so it has no tokens for prompts: use coop or lora")
     return blocks

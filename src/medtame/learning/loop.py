@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
+
+from medtame.errors import LearningError
 
 Finished = TypeVar("Finished")
 
@@ -52,12 +54,22 @@ class Descent:
     weight_decay: float = 0.0
     momentum: float = 0.9
     warm_up: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)  # of the learning rate, by name of a tensor; 1 where it is not named
 
     def moments(self, named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """What the optimiser remembers of each tensor, before the first step: kind, then name."""
         kinds = ("momentum",) if self.optimiser == "sgd" else ("mean", "square")
         kept = {kind: {name: torch.zeros_like(tensor, requires_grad=False) for name, tensor in named.items()} for kind in kinds}
         return kept if self.optimiser == "sgd" else {**kept, "steps": {name: torch.zeros(()) for name in named}}
+
+    def by_share(self, names: Iterable[str]) -> dict[float, list[str]]:
+        """Names that have the same share of the learning rate."""
+        if not self.shares:
+            return {1.0: list(names)}
+        found: dict[float, list[str]] = {}
+        for name in names:
+            found.setdefault(self.shares.get(name, 1.0), []).append(name)
+        return found
 
     def stepped(self, values: list[Tensor], slopes: list[Tensor], moments: Mapping[str, list[Tensor]], rate: float) -> None:
         """One step, in place; the objects around torch's optimisers would take longer than a step of a small method."""
@@ -103,22 +115,26 @@ def descend_slopes(
 
     Batches come from (seed, step), so that a resumed descent equals an uninterrupted one bit for bit on a CPU with the same
     number of threads; a batch of all rows is a slice, which copies nothing. `resume` is the state of a step. Returns the named
-    tensors, detached.
+    tensors, detached. Raises LearningError at a loss that is no number, before its step is made.
     """
     moments = how.moments(named)
     start = _restored(named, moments, resume) if resume is not None else 0
     for number in range(start + 1, how.steps + 1):
         value, found = slopes(_rows(n, how.batch, seed, number))
+        shown = float(value)
+        if not math.isfinite(shown):
+            raise LearningError(f"the loss of step {number} of {how.steps} is {shown}: lower learning_rate (it is {how.learning_rate:g})")
         there = {name: in_order_of(named[name], slope) for name, slope in found.items() if slope is not None}
-        kept = {kind: [of[name] for name in there] for kind, of in moments.items()}
+        rate = how.learning_rate * warm_cosine(number, how.steps, how.warm_up)
         with torch.no_grad():
-            rate = how.learning_rate * warm_cosine(number, how.steps, how.warm_up)
-            how.stepped([named[name] for name in there], list(there.values()), kept, rate)
+            for share, names in how.by_share(there).items():
+                kept = {kind: [of[name] for name in names] for kind, of in moments.items()}
+                how.stepped([named[name] for name in names], [there[name] for name in names], kept, rate * share)
 
         def state(number: int = number) -> dict[str, Tensor]:
             return _kept(named, moments, number)
 
-        yield Step(number, how.steps, float(value), state)
+        yield Step(number, how.steps, shown, state)
     return {name: tensor.detach().clone() for name, tensor in named.items()}
 
 

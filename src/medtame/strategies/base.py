@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -68,7 +68,14 @@ class Tuned(Adapted):
 
     def answer(self, query: Query) -> Scores:
         with torch.no_grad():
-            return Scores(zero_shot_logits(query, self.encoder(query.encoder)))
+            return Scores(zero_shot_logits(query, self.built(query.encoder)))
+
+    def built(self, base: Encoder) -> Encoder:
+        """`encoder`, made once for the base that was asked about last: an answer comes in batches."""
+        kept: tuple[Encoder, Encoder] | None = self.__dict__.get("_built")
+        if kept is None or kept[0] is not base:
+            kept = self.__dict__["_built"] = (base, self.encoder(base))
+        return kept[1]
 
 
 def zero_shot_logits(query: Query, encoder: Encoder | None = None) -> Tensor:
@@ -106,6 +113,25 @@ def labelled(problem: Problem) -> tuple[Tensor, Tensor]:
         seen = [name for name, found in zip(problem.query.wanted.names, (targets.sum(0) > 0).tolist(), strict=True) if found]
         raise DataError(f"all {len(rows)} support rows are of one class ({', '.join(seen)}): give at least one row of two classes")
     return rows, targets
+
+
+def support_loss(query: Query, targets: Tensor, changed: Encoder | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """loss(vectors (n, D), rows (n,)) of labelled rows: `classification_loss` of scale x cosine + bias.
+
+    `targets` (N, C) as `labelled` gives them. Texts are the encoder's own or, where its text side is `changed`, made at each call.
+    """
+    texts, encoder = query.texts() if changed is None else None, query.encoder
+
+    def wording(rows: Tensor) -> Tensor:
+        if texts is None:
+            return query.take(rows.numpy()).texts(changed)
+        return texts if texts.ndim == 2 else texts[rows]
+
+    def loss(vectors: Tensor, rows: Tensor) -> Tensor:
+        logits = masked(cosine_logits(vectors, wording(rows), encoder), allowed_of(query, rows))
+        return classification_loss(logits, targets[rows], exclusive=query.wanted.exclusive)
+
+    return loss
 
 
 def hard(targets: Tensor) -> Array:

@@ -109,7 +109,7 @@ def entropy_of_mean(logs: Tensor) -> Tensor:
 
 def spread_of(texts: Tensor) -> Tensor:
     """(n,) mean distance of the prompts' vectors (n, C, D) from their mean (C-TPT)."""
-    return (texts - texts.mean(1, keepdim=True)).norm(dim=2).mean(1)
+    return torch.linalg.vector_norm(texts - texts.mean(1, keepdim=True), dim=2).mean(1)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Maple(Learner):
         lesson = prompt_learning.lesson(query, targets, self.template)
         words, first, spread = lesson.words, lesson.words.beginning, lesson.words.spread
         depth, width = min(self.depth, len(blocks)), block_prompts.width_of(tower, blocks)
-        later = min(depth, max(1, len(block_prompts.blocks_of(words.tower)))) - 1
+        later = min(depth, max(1, len(block_prompts.attention_blocks(words.tower)))) - 1
         named = {"first": torch.zeros_like(first), "text": block_prompts.drawn((later, *first.shape), problem.seed, 0) / spread}
         named["into"] = block_prompts.drawn((depth, first.shape[1], width), problem.seed, 1)
         named["bias"] = torch.zeros(depth, 1, width)

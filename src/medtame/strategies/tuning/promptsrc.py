@@ -57,7 +57,7 @@ class Promptsrc(Learner):
         lesson = prompt_learning.lesson(query, targets, self.template)
         words, first, spread = lesson.words, lesson.words.beginning, lesson.words.spread
         depth, width = min(self.depth, len(blocks)), block_prompts.width_of(tower, blocks)
-        later = min(depth, max(1, len(block_prompts.blocks_of(words.tower)))) - 1
+        later = min(depth, max(1, len(block_prompts.attention_blocks(words.tower)))) - 1
         named = {"first": torch.zeros_like(first), "text": block_prompts.drawn((later, *first.shape), problem.seed, 0) / spread}
         named["image"] = block_prompts.drawn((depth, self.tokens, width), problem.seed, 1) / spread
         written = block_prompts.plain_texts(query)
