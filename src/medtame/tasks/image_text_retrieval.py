@@ -143,7 +143,7 @@ class ImageTextRetrieval(Task):
     kinds = ("scores",)
     inputs = SHOWN
     requires = ("image", "text")
-    offers = frozenset({"labels", "unseen_words", "paired_texts"})
+    offers = frozenset({"labels", "unseen_words", "paired_texts", "whole_images"})
     references = ("zero_shot", "linear_maps")
     start, plain = "zero_shot", "linear_maps"
     shots = ("all",)

@@ -162,7 +162,7 @@ class VisualQuestionAnswering(Task):
     kinds = ("scores", "texts")
     inputs = ("image", "question")
     requires = ("image", "question", "answer")
-    offers = frozenset({"labels", "words", "answer_texts", "questions"})
+    offers = frozenset({"labels", "words", "answer_texts", "questions", "whole_images"})
     references = ("majority_by_question", "question_only", "image_only", "zero_shot", "linear_probe")
     start, plain = "question_only", "linear_probe"
     shots = ("all",)
