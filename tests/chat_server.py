@@ -1,6 +1,6 @@
 """A chat server as a process of its own. It decodes the image that it was sent and answers from its mean grey.
 
-    python chat_server.py FAULT FIRST COUNT
+    python chat_server.py FAULT FIRST COUNT [REDIRECT_TO]
 
 Options are put in alphabetical order and the image's mean grey (0..1) picks one; without options the mean is told in words.
 Where earlier turns hold examples, the answer is that of the example whose image is nearest in mean grey. Requests number FIRST
@@ -64,7 +64,12 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(raw)
         with LOCK:
             number = len(SEEN)
-            about = {"path": self.path, "key": self.headers.get("Authorization", ""), "bytes": len(raw), "words": words(body["messages"][-1])}
+            about = {
+                "path": self.path,
+                "key": self.headers.get("Authorization", ""),
+                "bytes": len(raw),
+                "words": words(body["messages"][-1]),
+            }
             SEEN.append({**about, "grey": grey(body["messages"][-1]), "turns": len(body["messages"]), "model": body["model"]})
         fault, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
         said = json.dumps({"choices": [{"message": {"role": "assistant", "content": answer(body)}, "finish_reason": "stop"}]}).encode()
@@ -80,8 +85,10 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "429-long":
             self.reply(429, b"{}", {"Retry-After": "3600"})
         elif fault == "slow":
-            time.sleep(1.0)
+            time.sleep(3.0)
             self.reply(200, said)
+        elif fault == "hang":
+            time.sleep(30.0)
         elif fault == "drip":
             self.head(200, len(said), {})
             for place in range(len(said)):
@@ -94,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == "broken":
             self.reply(200, said[:-3])
         elif fault == "redirect":
-            self.reply(307, b"", {"Location": f"http://127.0.0.2:{self.server.server_address[1]}/v1/chat/completions"})
+            self.reply(307, b"", {"Location": f"{sys.argv[4]}/chat/completions"})
         else:
             message = {"refuse": {"content": None, "refusal": "no"}, "filter": {"content": "white"}}.get(fault, {"content": fault})
             ended = "content_filter" if fault == "filter" else "stop"

@@ -133,7 +133,9 @@ def from_environment() -> ChatServer:
     """The server that this process was given. Raises ChatError, before anything is sent."""
     given = os.environ.get(URL, "").strip()
     if not given:
-        raise ChatError(f"no chat server is given: name one with --chat-url (or {URL}), such as the one on this machine that serves the model")
+        raise ChatError(
+            f"no chat server is given: name one with --chat-url (or {URL}), such as the one on this machine that serves the model"
+        )
     try:
         parts = urlsplit(given)
         host, _ = parts.hostname, parts.port
@@ -197,7 +199,9 @@ def refused(status: int, headers: Mapping[str, str], told: str) -> Exception:
     if status in (401, 403):
         return ChatError(f"the chat server wants another key, status {status}: set the environment variable {KEY}")
     if status == 404:
-        return ChatError(f"the chat server has no such model or path, status 404{told}: correct the setting model, or the path of --chat-url")
+        return ChatError(
+            f"the chat server has no such model or path, status 404{told}: correct the setting model, or the path of --chat-url"
+        )
     if status == 413:
         return ChatError("the chat server takes no image of this size, status 413: lower the setting longest_side or examples")
     return ChatError(f"the chat server refuses the request, status {status}{told}: correct the settings")

@@ -25,9 +25,7 @@ BEFORE = re.compile(
     r"\b(?:no|not|non|without|never|neither|nor|none|cannot|lacks?|lacking|denies|excludes?|excluding|unlikely|absence|absent|"
     r"free of|rule[sd]? out|ruling out|rather than|instead of|negative for|\w+n['’]t)\b"
 )
-AFTER = re.compile(
-    r"^\W*(?:\w+\W+){0,3}?(?:no|not|absent|excluded|unlikely|negative|ruled out|\w+n['’]t)\b", re.ASCII
-)
+AFTER = re.compile(r"^\W*(?:\w+\W+){0,3}?(?:no|not|absent|excluded|unlikely|negative|ruled out|\w+n['’]t)\b", re.ASCII)
 CLAUSE = re.compile(r"[.;:()\[\]\n]|\b(?:but|however|though|although)\b")
 LEADING = re.compile(r"(?:(?:the )?(?:correct |best )?(?:answer|option|choice)(?: is)?\s*:?\s*)?", re.IGNORECASE)
 

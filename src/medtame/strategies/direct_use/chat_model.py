@@ -144,7 +144,9 @@ class ChatModel(Method):
     def fit(self, problem: Problem) -> Adapted:
         """Choose the examples; no server is asked. Raises SettingsError, and DataError where no row can be an example."""
         if not self.model.strip() or "://" in self.model:
-            raise SettingsError("chat_model needs the name that the server knows its model by: --set model=NAME (in compare chat_model.model=NAME)")
+            raise SettingsError(
+                "chat_model needs the name that the server knows its model by: --set model=NAME (in compare chat_model.model=NAME)"
+            )
         checked(self.template, problem.query.wants)
         rows, questions, answers = [], asked(problem.query, self.template) if self.examples else [], []
         if self.examples:
