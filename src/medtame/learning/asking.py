@@ -33,26 +33,29 @@ class Asked:
     places: list[int]
 
 
-def asked(query: Query, template: str) -> list[Asked]:
-    """(N,) the questions. `{question}` is the row's own words, or a plain one; `{options}` are the candidates that it may take."""
+def asked(query: Query, template: str, choose: str = CHOOSE) -> list[Asked]:
+    """(N,) the questions. `{question}` is the row's own words, or a plain one; `{options}` are the candidates that it may take.
+
+    Without a template `choose` is used where one option is right, SEVERAL where several may be, and SAY for texts.
+    """
     words = query.words or ("",) * len(query)
     if query.candidates is None:
         return [Asked((template or SAY).replace("{question}", own or REPORT), [], []) for own in words]
-    wanted, plain = query.candidates, CHOOSE if query.candidates.exclusive else SEVERAL
+    wanted, plain = query.candidates, choose if query.candidates.exclusive else SEVERAL
     every = options_of(wanted.names, wanted.prompts)
     made = []
     for row, own in enumerate(words):
         places = list(range(len(every))) if query.allowed is None else np.flatnonzero(query.allowed[row]).tolist()
         options = [every[k] for k in places]
-        before, _, after = (template or plain).partition("{options}")
-        prompt = listed(options).join(part.replace("{question}", own or SHOWS) for part in (before, after))
+        parts = [part.replace("{question}", own or SHOWS) for part in (template or plain).split("{options}")]
+        prompt = listed(options).join(parts)
         made.append(Asked(prompt, options, places))
     return made
 
 
-def checked(template: str, wants: Kind) -> None:
+def checked(template: str, wants: Kind, *, shows_options: bool = True) -> None:
     """Raises SettingsError for a template that would leave out what is asked."""
-    if template and wants == "scores" and template.count("{options}") != 1:
+    if template and wants == "scores" and shows_options and template.count("{options}") != 1:
         raise SettingsError("the setting template must hold {options} once, where the candidates go (and may hold {question})")
     if template and wants == "texts" and "{options}" in template:
         raise SettingsError("the setting template holds {options}, and texts have none: leave it out")
