@@ -201,7 +201,8 @@ def adapt(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        terminal.show(f"{method} is fitted: {record['run']}", *([terminal.metrics(record["metrics"])] if record["metrics"] else []))
+        told = [terminal.metrics(record["metrics"])] if record["metrics"] else []
+        terminal.show(f"{method} is fitted: {record['run']}", *told, *[f"note: {note}" for note in record["notes"]])
 
 
 @app.command(

@@ -176,5 +176,5 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "text_and_memory": {"side": 8, "patches": 200},
     "described_anomalies": {"side": 8, "made": 12},
     "chat_model": {"model": "grey"},  # the server of conftest.py answers
-    "local_vlm": {"model": str(GENERATOR)},  # conftest.py writes it
+    "local_vlm": {"model": str(GENERATOR), "most_tokens": 3},  # conftest.py writes it
 }

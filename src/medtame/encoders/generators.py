@@ -108,8 +108,8 @@ def place_of(name: str) -> Place:
     place = places.of_folder(folder) if folder.is_dir() else places.local(name, WANTED)
     if place is None:
         raise EncoderError(
-            f"the generative model {name!r} is not on this machine: give its folder (config.json, model.safetensors, processor_config.json, "
-            "tokenizer.json), or its name where MEDTAME_MODELS or the hub cache holds it"
+            f"the generative model {name!r} is not on this machine: give its folder (config.json, model.safetensors, "
+            "processor_config.json, tokenizer.json), or its name where MEDTAME_MODELS or the hub cache holds it"
         )
     lacks = [" or ".join(names[:2]) for names in WANTED if place.file(*names) is None]
     if lacks:
