@@ -18,8 +18,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
-import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 SEEN: list[dict[str, object]] = []
 LOCK = Lock()
@@ -33,7 +32,7 @@ def grey(message: dict[str, object]) -> float:
     assert start == "data:image/png;base64", start
     with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
         assert not image.info, image.info
-        return float(np.asarray(image.convert("L"), dtype=float).mean() / 255)
+        return float(ImageStat.Stat(image.convert("L")).mean[0] / 255)
 
 
 def words(message: dict[str, object]) -> str:
