@@ -44,6 +44,11 @@ LUNGS = ["normal", "pneumonia", "viral pneumonia", "pleural effusion"]
         ("A) pneumonia", None),  # the marker of one, the name of another
         ("I am sorry, but I cannot help with medical images.", None),
         ("I cannot tell whether this is pneumonia.", None),
+        ("It is unclear if there is pneumonia", None),
+        ("I am unable to diagnose pneumonia from an image", None),
+        ("Pneumonia remains uncertain", None),
+        ("As an AI I can’t diagnose viral pneumonia", None),
+        ("The image shows a **normal** chest X-ray with no signs of pneumonia.", "normal"),
         ("<think>it is normal", None),
         ("abnormal", None),
         ("E", None),

@@ -21,7 +21,9 @@ from medtame.learning.chat_server import from_environment, loopback
 from medtame.run import Run
 from medtame.strategies.direct_use.chat_model import ChatModel
 from medtame.tasks.classification import Classification, Findings
+from medtame.tasks.image_text_retrieval import ImageTextRetrieval
 from medtame.tasks.report_generation import ReportGeneration
+from medtame.tasks.visual_question_answering import VisualQuestionAnswering
 from medtame.types import Scores
 
 KEY = "sk-very-secret"
@@ -142,6 +144,31 @@ def test_examples_are_earlier_turns_balanced_seeded_and_kept_in_the_run(at: Any,
         at(server)
         assert said(opened, 3) == ["white", "black", "grey"]
         assert {one["turns"] for one in server.seen()} == {7}
+
+
+def test_examples_of_questions_texts_and_findings_say_what_is_true_of_them() -> None:
+    train = pictures(6, "train")
+
+    def answers(task: Any, samples: Any) -> list[tuple[str, str]]:
+        run = path.fitted(samples, task.settled(samples), ChatModel(**QUICK, examples=6), tiny_encoder(), seed=2)
+        found: Any = run.adapted
+        return sorted(zip(found.example_answers, found.example_prompts, strict=True))
+
+    asked = ["is it black", "what is it", "is it white"] * 2
+    said = answers(VisualQuestionAnswering(), train.replaced(question=asked, answer=["yes", "grey", "no"] * 2))
+    assert len(said) == 6
+    assert {(answer.partition(" ")[2], prompt.splitlines()[0]) for answer, prompt in said} == {
+        ("yes", "is it black"),
+        ("grey", "what is it"),
+        ("no", "is it white"),
+    }
+    said = answers(ReportGeneration(), train.replaced(findings=[f"report {i}" for i in range(6)]))
+    assert [answer for answer, _ in said] == [f"report {i}" for i in range(6)]
+    said = answers(Findings(), train.replaced(labels=["black", "black|grey", "none"] * 2))
+    assert [answer for answer, _ in said] == ["A) black"] * 2 + ["A) black\nB) grey"] * 2 + ["none"] * 2
+    shared = replace(train, groups=np.repeat(["one", "two", "three"], 2))
+    said = answers(ImageTextRetrieval(), shared.replaced(text=[f"text {i}" for i in range(6)]))
+    assert [answer.partition(" ")[2] for answer, _ in said] == ["text 0"] * 2 + ["text 2"] * 2 + ["text 4"] * 2
 
 
 def test_prompts_are_what_the_model_reads_and_template_and_size_are_kept_to(at: Any) -> None:

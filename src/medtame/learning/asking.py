@@ -91,10 +91,10 @@ def right_answers(problem: Problem, questions: Sequence[Asked]) -> list[str | No
     for question, target in zip(questions, problem.targets, strict=True):
         own = target[question.places]
         right = torch.nonzero(own > 0.5)[:, 0].tolist()
-        if own.isnan().any() or (problem.query.candidates.exclusive and not right):
-            made.append(None)
-        else:
-            made.append("\n".join(offered(question.options, k) for k in right) or "none")
+        if problem.query.candidates.exclusive:  # of several that share a target, the first
+            right = [int(own.argmax())] if len(own) and own.max() > 0 else []
+        known = not own.isnan().any() and (right or not problem.query.candidates.exclusive)
+        made.append(("\n".join(offered(question.options, k) for k in right) or "none") if known else None)
     return made
 
 
