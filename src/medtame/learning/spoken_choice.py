@@ -9,8 +9,9 @@ An answer counts only where it is unmistakable; everything else is None, a refus
 
 Names are whole words, whatever the case and the signs between them, the longest first: "viral pneumonia" does not name
 "pneumonia". A name is denied by a word such as no, not, without, neither, "absence of", "rather than" before it in its clause, or
-by not, absent, excluded, unlikely … just after it; "whether", "unclear", "unable" and the like count as denials, too. A clause ends at a full stop, semicolon, colon, bracket, line, "but" or
-"however", and at a comma unless "or" or "nor" goes on with the list: "no effusion, pneumonia or nodule" denies all three.
+by not, absent, excluded, unlikely … just after it; "whether", "unclear", "unable" and the like count as denials, too. A clause
+ends at a full stop, semicolon, colon, bracket, line, "but" or "however", and at a comma unless "or" or "nor" goes on with the
+list: "no effusion, pneumonia or nodule" denies all three.
 A thought between <think> and </think> is left out; one that never ends is no answer. The rules are for English.
 """
 
@@ -22,7 +23,8 @@ import unicodedata
 from collections.abc import Sequence
 
 BEFORE = re.compile(
-    r"\b(?:no|not|non|without|never|neither|nor|none|cannot|lacks?|lacking|denies|excludes?|excluding|unlikely|absence|absent|whether|unclear|uncertain|unsure|unable|impossible|difficult|insufficient|"
+    r"\b(?:no|not|non|without|never|neither|nor|none|cannot|lacks?|lacking|denies|excludes?|excluding|unlikely|absence|absent|"
+    r"whether|unclear|uncertain|unsure|unable|impossible|difficult|insufficient|"
     r"free of|rule[sd]? out|ruling out|rather than|instead of|negative for|\w+n['’]t)\b"
 )
 AFTER = re.compile(r"^\W*(?:\w+\W+){0,3}?(?:no|not|absent|excluded|unlikely|unclear|uncertain|negative|ruled out|\w+n['’]t)\b", re.ASCII)
