@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from medtame import __version__, literature_verbs, shelf_verbs
+from medtame.chat_options import AllowRemote, ChatUrl, without_address
 from medtame.errors import MedtameError, SettingsError
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def compare(
     names: Annotated[bool, typer.Option("--names", help="Names of images in the report; they may name patients.")] = False,
     allow_leakage: Leakage = False,
     resume: Resume = False,
+    chat_url: ChatUrl = None,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
     """Which adaptation works on these images: a table, a report, and the best method saved as a run."""
@@ -174,6 +177,8 @@ def adapt(
     settings: Settings = None,
     seed: Seed = 0,
     allow_leakage: Leakage = False,
+    chat_url: ChatUrl = None,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
     """One method, fitted and saved as a run."""
@@ -196,7 +201,8 @@ def adapt(
     if as_json:
         typer.echo(json.dumps(record))
     else:
-        terminal.show(f"{method} is fitted: {record['run']}", *([terminal.metrics(record["metrics"])] if record["metrics"] else []))
+        told = [terminal.metrics(record["metrics"])] if record["metrics"] else []
+        terminal.show(f"{method} is fitted: {record['run']}", *told, *[f"note: {note}" for note in record["notes"]])
 
 
 @app.command(
@@ -213,6 +219,8 @@ def predict(
     ] = None,
     columns: Columns = "",
     root: Root = None,
+    chat_url: ChatUrl = None,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
     """Predictions for images: a CSV table; masks as DICOM SEG, NIfTI or PNG in the geometry of their source. Research use only.
@@ -240,6 +248,8 @@ def evaluate(
     columns: Columns = "",
     root: Root = None,
     seed: Seed = 0,
+    chat_url: ChatUrl = None,
+    allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
     """Metrics of a run with 95 % intervals over patients."""
@@ -346,7 +356,7 @@ def tell(result: Any, as_json: bool) -> None:
 
 def command() -> str:
     """How to repeat it."""
-    return shlex.join(["medtame", *sys.argv[1:]])
+    return shlex.join(["medtame", *without_address(sys.argv[1:])])
 
 
 STOPPED = 130

@@ -48,5 +48,9 @@ class RunError(MedtameError):
     """A run folder that cannot be opened, written or resumed."""
 
 
+class ChatError(MedtameError):
+    """A chat server that is not given, may not be asked, cannot be reached or says nothing that can be used. Names no address."""
+
+
 class MissingExtraError(MedtameError):
     """An optional package that is not installed."""

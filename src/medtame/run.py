@@ -38,6 +38,7 @@ from medtame.types import Adapted, Answer, Boxes, Encoder, Fitted, Grids, Kind, 
 SAMPLES_AT_ONCE = 64  # how many samples a row-wise method answers in one go where they pass through a tower or a decoder
 VECTORS_AT_ONCE = 4096  # the same where their vectors are all it takes
 RESAMPLES = 1000
+NO_ANSWER = "no answer"  # the warning of a row that a method refused
 RESEARCH_USE = "research use only: not for clinical decisions"
 Watch = Callable[[Step], None]
 
@@ -171,11 +172,28 @@ class Run:
     def measure(self, samples: Samples) -> Mapping[str, Statistic]:
         return self.frame.measured(self.predict, samples)
 
-    def evaluate(self, samples: Samples, *, seed: int = 0) -> dict[str, Interval]:
-        """Metrics with 95 % intervals over patients."""
+    def counted(self, samples: Samples) -> tuple[Mapping[str, Statistic], str]:
+        """`measure`, and a sentence that says how many rows got no answer; empty where all did."""
+        first: list[Predicted] = []
+
+        def predict(asked: Samples) -> Predicted:
+            said = self.predict(asked)
+            first.append(said)
+            return said
+
+        found = self.frame.measured(predict, samples)
+        return found, refusals(first[0]) if first else ""
+
+    def judged(self, samples: Samples, *, seed: int = 0) -> tuple[dict[str, Interval], str]:
+        """`evaluate`, and the sentence of `counted`."""
         samples = self.task.usable(samples)
         counts = resampled_groups(samples.groups, RESAMPLES, seed)
-        return {name: one_way(statistic, counts) for name, statistic in self.measure(samples).items()}
+        found, refused = self.counted(samples)
+        return {name: one_way(statistic, counts) for name, statistic in found.items()}, refused
+
+    def evaluate(self, samples: Samples, *, seed: int = 0) -> dict[str, Interval]:
+        """Metrics with 95 % intervals over patients."""
+        return self.judged(samples, seed=seed)[0]
 
     def save(self, folder: str | Path) -> None:
         """Write the run: config.json, weights.safetensors. The card and the report are written by who made it."""
@@ -183,6 +201,13 @@ class Run:
         method = {"name": catalogue.name_of(self.method), "settings": catalogue.settings_of(self.method)}
         about = {**self.about, "medtame": version("medtame"), "method": method, "encoder": identity(self.encoder), "use": RESEARCH_USE}
         state.save(parts, Path(folder), about)
+
+
+def refusals(said: Predicted) -> str:
+    """How many rows of a table got no answer, as a sentence; empty where all did."""
+    count = sum(row.get("warning") == NO_ANSWER for row in said.table)
+    told = "wrong in every accuracy and recall, left out of AUROC and calibration"
+    return f"{count} of {len(said.table)} rows got no answer: {told}" if count else ""
 
 
 def identity(encoder: Encoder) -> dict[str, Any]:

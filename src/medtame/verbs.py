@@ -110,7 +110,8 @@ def adapt(
         data, encoder(spec), method=method, settings=settings, rows=rows, seed=seed, watch=lambda step: watch(method, step.number, step.of)
     )
     run.save(out)
-    metrics = {} if rows == "all" or data.test is None else {name: asdict(found) for name, found in run.evaluate(data.test).items()}
+    found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+    metrics = {name: asdict(interval) for name, interval in found.items()}
     record: dict[str, Any] = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
@@ -118,6 +119,7 @@ def adapt(
         "run": str(out.absolute()),
         "metrics": metrics,
         "command": command,
+        "notes": [refused] if refused else [],
     }
     record = finite(record)
     seen.card(run, record, out)
@@ -191,7 +193,9 @@ def evaluate(folder: Path, data: Path, split: str, *, columns: Mapping[str, str]
         samples = samples.take(rows)
     before, samples = samples.notes, run.task.usable(samples)
     notes = [note for note in samples.notes if note not in before]
-    metrics = {name: asdict(found) for name, found in run.evaluate(samples, seed=seed).items()}
+    found, refused = run.judged(samples, seed=seed)
+    notes += [refused] if refused else []
+    metrics = {name: asdict(interval) for name, interval in found.items()}
     record = {"schema": 1, "task": catalogue.name_of(run.task), "split": split, "n": len(samples), "metrics": metrics, **by(run, samples)}
     record |= {"notes": notes} if notes else {}
     plain: dict[str, Any] = finite(record)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,6 +160,7 @@ MADE: dict[str, Callable[[np.random.Generator, int], Lines]] = {
     )
 }
 
+GENERATOR = Path(tempfile.gettempdir()) / f"medtame-tiny-generator-{os.getpid()}"
 # What keeps a task or a method small. Methods with a setting `steps` make three without being named here.
 TASK_SETTINGS: dict[str, dict[str, Any]] = {
     "segmentation": {"side": 8, "size": 32},
@@ -171,4 +175,6 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "memory_bank": {"side": 8, "patches": 200},
     "text_and_memory": {"side": 8, "patches": 200},
     "described_anomalies": {"side": 8, "made": 12},
+    "chat_model": {"model": "grey"},  # the server of conftest.py answers
+    "local_vlm": {"model": str(GENERATOR), "most_tokens": 3},  # conftest.py writes it
 }

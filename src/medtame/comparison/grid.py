@@ -127,17 +127,18 @@ class Grid:
         for part in self.parts:
             _, said = self.support(part, cell.shots, cell.draw)
             run = self.fitted(self.method(cell.method), part, cell.shots, cell.draw)
-            found.append(run.measure(self.data.samples.take(part.test)))
+            statistics, refused = run.counted(self.data.samples.take(part.test))
+            found.append(statistics)
             costs.append(run.about["cost"])
-            notes += [*said, *told(cell, run)]
-        statistics = {name: joined([statistics[name] for statistics in found]) for name in found[0]}
+            notes += [*said, *told(cell, run), *([f"{cell.name}: {refused}."] if refused else [])]
+        whole = {name: joined([statistics[name] for statistics in found]) for name in found[0]}
         cost = {
             "seconds": clock() - started,
             "fit_seconds": float(np.mean([cost["fit_seconds"] for cost in costs])),
             "trainable_parameters": float(max(cost["trainable_parameters"] for cost in costs)),
             "peak_megabytes": float(max(cost["peak_megabytes"] for cost in costs)),
         }
-        outcome = Outcome(statistics, cost, tuple(dict.fromkeys(notes)))
+        outcome = Outcome(whole, cost, tuple(dict.fromkeys(notes)))
         self.keep(cell, outcome)
         return outcome
 

@@ -126,7 +126,7 @@ class Classification(Task):
     kinds = ("scores",)
     inputs = SHOWN
     requires = ("image", "label")
-    offers = frozenset({"labels", "one_label", "metadata"})
+    offers = frozenset({"labels", "one_label", "metadata", "whole_images"})
     references = ("zero_shot", "nearest_prototype", "linear_probe")
     start, plain = "zero_shot", "linear_probe"
     classes: tuple[str, ...] = ()
@@ -258,7 +258,7 @@ class Findings(Task):
     kinds = ("scores",)
     inputs = SHOWN
     requires = ("image", "labels")
-    offers = frozenset({"labels", "metadata"})
+    offers = frozenset({"labels", "metadata", "whole_images"})
     references = ("zero_shot", "nearest_prototype", "linear_probe")
     start, plain = "zero_shot", "linear_probe"
     classes: tuple[str, ...] = ()

@@ -51,15 +51,16 @@ class ImageTextRetrievalFrame(Frame):
             raise PairError("retrieval reads scores")
         scores, gallery = answer.values.double().numpy(), np.array(query.wanted.names, dtype=object)
         first = np.argsort(-scores, 1, kind="stable")[:, :LISTED]
-        place = places(scores, first)
+        place, refused = places(scores, first), np.isnan(scores).any(1)
         table = [
             {
                 "image": getattr(image, "name", image),
-                **{f"text_{rank + 1}": gallery[k] for rank, k in enumerate(best)},
+                **{f"text_{rank + 1}": "" if no else gallery[k] for rank, k in enumerate(best)},
                 "max_score": float(row[best[0]]),
-                "image_rank_for_text_1": int(rank_of),
+                "image_rank_for_text_1": "" if no else int(rank_of),
+                "warning": "no answer" if no else "",
             }
-            for image, row, best, rank_of in zip(query.samples.column("image"), scores, first, place, strict=True)
+            for image, row, best, rank_of, no in zip(query.samples.column("image"), scores, first, place, refused, strict=True)
         ]
         return Predicted(table=table, arrays={"scores": scores, "gallery": gallery})
 
@@ -143,7 +144,7 @@ class ImageTextRetrieval(Task):
     kinds = ("scores",)
     inputs = SHOWN
     requires = ("image", "text")
-    offers = frozenset({"labels", "unseen_words", "paired_texts"})
+    offers = frozenset({"labels", "unseen_words", "paired_texts", "whole_images"})
     references = ("zero_shot", "linear_maps")
     start, plain = "zero_shot", "linear_maps"
     shots = ("all",)

@@ -55,7 +55,7 @@ class ReportGeneration(Task):
 
     kinds = ("texts",)
     requires = ("image", "findings")
-    offers = frozenset({"answer_texts"})
+    offers = frozenset({"answer_texts", "whole_images"})
     references = ("constant_report",)
     start = plain = "constant_report"
     shots = ("all",)

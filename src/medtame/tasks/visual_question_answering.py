@@ -106,7 +106,9 @@ class VisualQuestionAnsweringFrame(Frame):
         exact, questions = found["accuracy"].arrays()["values"], truth.column("question")
         linked = truth.column("linked_qid") if "linked_qid" in truth else [None] * len(texts)
         sure = np.asarray(said.arrays["confidence"], dtype=float) if "confidence" in said.arrays else np.full(len(texts), np.nan)
-        found["paraphrase_consistency"] = consistency(texts, linked, questions)
+        refused = [row.get("warning") == "no answer" for row in said.table]
+        apart = [f"{text} {row}" if refused[row] else text for row, text in enumerate(texts)]
+        found["paraphrase_consistency"] = consistency(apart, linked, questions)  # two refusals are no same answer
         found["accuracy_of_surest_half"] = surest_half(exact, sure)
         return found | by_type(exact, types_of(truth), self.question_types)
 
@@ -162,7 +164,7 @@ class VisualQuestionAnswering(Task):
     kinds = ("scores", "texts")
     inputs = ("image", "question")
     requires = ("image", "question", "answer")
-    offers = frozenset({"labels", "words", "answer_texts", "questions"})
+    offers = frozenset({"labels", "words", "answer_texts", "questions", "whole_images"})
     references = ("majority_by_question", "question_only", "image_only", "zero_shot", "linear_probe")
     start, plain = "question_only", "linear_probe"
     shots = ("all",)
