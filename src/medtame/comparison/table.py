@@ -107,6 +107,22 @@ def encoder_gains(specs: Sequence[str], found: Sequence[Outcomes], resampling: R
     return rows
 
 
+def baseline_gains(best: str, found: Outcomes, shots: Shots, skipped: Sequence[str], resampling: Resampling) -> list[dict[str, Any]]:
+    """The best method against every baseline that was run beside it, each metric that both have, at one number of shots.
+
+    `skipped`: the references that every row of the table is compared with already. Paired, on the same supports and patients; positive
+    is better for the best method, also where lower is better.
+    """
+    rows = []
+    for (name, at), theirs in found.items():
+        if at != shots or name == best or name in skipped or catalogue.strategy_of(name) != "none" or (best, shots) not in found:
+            continue
+        ours = found[best, shots]
+        for metric in [metric for metric in ours[0].statistics if metric in theirs[0].statistics]:
+            rows.append({"method": best, "over": name, "metric": metric} | named("gain", resampling.gain(ours, theirs, metric)))
+    return rows
+
+
 def named(name: str, interval: Interval | None) -> dict[str, float | None]:
     if interval is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
