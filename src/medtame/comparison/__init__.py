@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -124,8 +125,7 @@ def compare(
     details["recommendation"] = None if taken is None else on_test(taken, rows, grid.encoder.spec)
     calibration.tell(details, grid, run, heat, asked.shots[-1], resampling)
     details["encoder_gains"] = table.encoder_gains([one.spec for one in opened], found, resampling, metric)
-    plainly = (data.task.start, data.task.plain)
-    details["baseline_gains"] = table.baseline_gains(picked.method, found[place], asked.shots[-1], plainly, resampling)
+    details["baseline_gains"] = table.baseline_gains(picked.method, found[place], asked.shots[-1], data.task, resampling)
     made = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
@@ -223,7 +223,7 @@ def preferring(best: str, asked: Asked) -> Asked:
     """With the method that the user wants as the best one."""
     known = (*asked.references, *asked.methods)
     if best and best not in known:
-        raise SettingsError(f"{best!r} is none of the methods that are compared ({', '.join(dict.fromkeys(known))}): name one of them")
+        raise SettingsError(f"--best {best} is not compared ({', '.join(dict.fromkeys(known))} are): name one of them")
     return replace(asked, best=best)
 
 
@@ -233,11 +233,10 @@ def built(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:
 
 
 def serves(task: Task, method: Method, encoder: Encoder) -> bool:
-    try:
+    with suppress(PairError):
         meet(task, method, encoder)
-    except PairError:
-        return False
-    return not unmet(task, method)
+        return not unmet(task, method)
+    return False
 
 
 def question(data: Data, encoders: Sequence[Encoder], asked: Asked) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-
 from matplotlib.figure import Figure
 
 from medtame.comparison.strips import drawn
