@@ -111,8 +111,8 @@ def encoder_gains(specs: Sequence[str], found: Sequence[Outcomes], resampling: R
 def baseline_gains(best: str, found: Outcomes, shots: Shots, task: Task, resampling: Resampling) -> list[dict[str, Any]]:
     """The best method against every baseline that was run beside it, each metric that both have, at one number of shots.
 
-    The two references that every row of the table is compared with already are left out. Paired, on the same supports and patients; positive
-    is better for the best method, also where lower is better.
+    The two references that every row of the table is compared with already are left out. Paired, on the same supports and patients;
+    positive is better for the best method, also where lower is better.
     """
     rows = []
     for (name, at), theirs in found.items():
