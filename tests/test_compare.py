@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from medtame.comparison import budget, choice, grid_of, settled
 from medtame.comparison.grid import Cell, Outcome
 from medtame.comparison.table import Resampling
 from medtame.errors import PairError, RunError, SettingsError
+from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
 from medtame.metrics.statistic import Mean
 from medtame.strategies.tuning.nearest_prototype import NearestPrototype
@@ -261,6 +263,26 @@ def test_two_encoders_stand_on_the_same_supports_and_are_compared_in_pairs(shop,
         assert row["gain_low"] <= row["gain"] <= row["gain_high"]
     with pytest.raises(SettingsError, match="named twice"):
         medtame.compare(data, ["tiny", "tiny"], methods=["ridge_probe"], out=tmp_path / "twice")
+
+
+def test_the_method_that_is_named_best_is_controlled_and_compared_with_each_baseline(shop, tmp_path):
+    data = medtame.load(shop)
+    methods = ["nearest_prototype", "ridge_probe", "prior"]
+    found = medtame.compare(data, "tiny", methods=methods, shots=("all",), best="nearest_prototype", out=tmp_path / "named")
+    assert found.best == found.record["best"] == "nearest_prototype"
+    assert found.record["details"]["protocol"]["how_best_was_chosen"] == "the name after --best, not by data"
+    measured = found.record["details"]["metrics"]
+    gains = found.record["details"]["baseline_gains"]
+    assert {(row["method"], row["over"]) for row in gains} == {("nearest_prototype", "prior")}
+    assert {row["metric"] for row in gains} == set(measured["prior"]) & set(measured["nearest_prototype"])
+    for row in gains:
+        ours, theirs = (measured[name][row["metric"]]["value"] for name in ("nearest_prototype", "prior"))
+        sign = -1 if row["metric"] in LOWER_IS_BETTER else 1
+        if ours is not None and theirs is not None:
+            assert row["gain"] == pytest.approx(sign * (ours - theirs), abs=1e-9), row
+    assert "nearest_prototype against the baselines" in re.sub(r"<[^>]*>", "", (tmp_path / "named" / "report.html").read_text())
+    with pytest.raises(SettingsError, match="--best clap is not compared"):
+        medtame.compare(data, "tiny", methods=methods, shots=("all",), best="clap", out=tmp_path / "other")
 
 
 def test_unlabelled_rows_are_training_rows_outside_the_support(shop, tmp_path):

@@ -128,6 +128,7 @@ def compare(
     settings: Settings = None,
     seed: Seed = 0,
     names: Annotated[bool, typer.Option("--names", help="Names of images in the report; they may name patients.")] = False,
+    best: Annotated[str, typer.Option("--best", help="The method to control and save. Default: by cross-validation.")] = "",
     allow_leakage: Leakage = False,
     resume: Resume = False,
     chat_url: ChatUrl = None,
@@ -156,6 +157,7 @@ def compare(
             watch=report,
             command=command(),
             names=names,
+            best=best,
         )
     tell(result, as_json)
 
@@ -341,6 +343,8 @@ def tell(result: Any, as_json: bool) -> None:
     parts = [terminal.comparison(record)]
     if record["details"]["encoder_gains"]:
         parts.append(terminal.encoders(record))
+    if record["details"]["baseline_gains"]:
+        parts.append(terminal.baselines(record))
     if record["controls"]:
         parts.append(terminal.controls(record))
     notes = [f"note: {note}" for note in record["details"]["warnings"]]

@@ -81,6 +81,8 @@ def load(
     settled = asked.settled(samples.take(split.train))
     if split.test is not None:
         settled.servable(samples.take(split.test))
+    remarks = settled.remarks(samples.take(split.train), None if split.test is None else samples.take(split.test))
+    samples = replace(samples, notes=(*samples.notes, *remarks))
     return Data(samples, settled, split)
 
 

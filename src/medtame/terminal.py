@@ -127,6 +127,20 @@ def encoders(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def baselines(record: Mapping[str, Any]) -> Table:
+    """The best method against the baselines beside it: a line a metric, a column a baseline."""
+    gains = record["details"]["baseline_gains"]
+    names = list(dict.fromkeys(row["over"] for row in gains))
+    table = Table(title=f"{record['best']}: paired gain over baselines [95 % interval]", title_justify="left")
+    table.add_column("metric")
+    for name in names:
+        table.add_column(name, justify="right")
+    for metric in dict.fromkeys(row["metric"] for row in gains):
+        found = {row["over"]: row for row in gains if row["metric"] == metric}
+        table.add_row(metric, *[interval(found[name], "gain", "gain_low", "gain_high") if name in found else "" for name in names])
+    return table
+
+
 def controls(record: Mapping[str, Any]) -> Table:
     """Does the language matter, and is the image read?"""
     table = Table(title=f"controls for {record['best']}", title_justify="left")

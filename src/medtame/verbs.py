@@ -40,11 +40,19 @@ SHOTS: dict[str, tuple[int | Literal["all"], ...]] = {
 }  # a few minutes on a laptop
 METHODS = {  # of a task whose fits are not milliseconds: those that are shown, in three draws
     "anomaly_detection": ("in_context_residual", "text_and_memory", "described_anomalies", "linear_probe", "k_nearest_neighbours"),
-    "object_detection": ("nearest_prototype", "ridge_probe", "k_nearest_neighbours", "text_query_detector"),
+    "object_detection": ("nearest_prototype", "ridge_probe", "text_query_detector"),
+    "segmentation": ("text_query_decoder", "fixed_code_decoder"),
 }
-SMALLER: dict[str, dict[str, Any]] = {"object_detection": {"size": 64, "steps": 150}}  # settings of a task that is learnt by steps
-METHOD_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {"object_detection": {"text_query_detector": {"steps": 150}}}
+SMALLER: dict[str, dict[str, Any]] = {  # settings of a task that is learnt by steps
+    "object_detection": {"size": 64, "steps": 150},
+    "segmentation": {"size": 96},
+}
+METHOD_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "object_detection": {"text_query_detector": {"steps": 150}},
+    "segmentation": {"text_query_decoder": {"steps": 60}, "fixed_code_decoder": {"steps": 60}},
+}
 DRAWS, FEW_DRAWS, MINUTES = 10, 3, 1.0
+BLANK = "the image is one colour everywhere, so nothing can be seen on it"
 
 
 def demo(task: str, *, out: Path, seed: int, resume: bool, watch: Progress, command: str) -> Comparison:
@@ -139,16 +147,26 @@ def predict(
 def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> Predicted:
     """Predictions of all images that can be read; each other one is a row at the end that says why. Raises where none can be read."""
     try:
-        return run.predict(samples, words)
+        return warned(run.predict(samples, words), samples)
     except ImageError:
         column = "image" if "image" in samples else "fixed"
         reasons = [unreadable(picture, in_space="mask" in run.task.requires) for picture in samples.pictures(column)]
         whole = [row for row, reason in enumerate(reasons) if not reason]
         if not whole or len(whole) == len(samples):
             raise
-    said = run.predict(samples.take(whole), words)
+    said = warned(run.predict(samples.take(whole), words), samples.take(whole))
     broken = {picture.name: reason for picture, reason in zip(samples.pictures(column), reasons, strict=True) if reason}
     return replace(said, table=[*said.table, *({column: name, "prediction": "", "warning": why} for name, why in broken.items())])
+
+
+def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
+    """With a warning in each line of an image that is one colour everywhere, where the task has not said so itself."""
+    if "image" not in samples:
+        return said
+    flat = {picture.name for picture in samples.pictures() if not is_volume(picture) and not np.ptp(picture.array())}
+    lines = [one for one in said.table if one.get("image") in flat and BLANK not in str(one.get("warning", ""))]
+    added = {id(one): one | {"warning": "; ".join(filter(None, [str(one.get("warning") or ""), BLANK]))} for one in lines}
+    return replace(said, table=[added.get(id(one), one) for one in said.table])
 
 
 def unreadable(picture: Picture, *, in_space: bool = False) -> str:

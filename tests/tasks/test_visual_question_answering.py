@@ -138,9 +138,9 @@ def test_rows_that_cannot_count_are_told_and_the_others_kept():
     kept = VisualQuestionAnswering().usable(samples)
     assert len(kept) == 4
     assert kept.notes == (
+        "answer_type is neither open nor closed in 1 rows (such as 'both'): they count in accuracy and token_f1 only.",
         "1 of 6 rows have no question and are left out: fill the column 'question' to use them.",
         "1 of 6 rows have no answer and are left out: fill the column 'answer' to use them.",
-        "answer_type is neither open nor closed in 1 rows (such as 'both'): they count in accuracy and token_f1 only.",
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Asked:
     methods: tuple[str, ...]
     references: tuple[str, ...]
     named: bool = False  # the user named the methods, so one that refuses is an error
+    best: str = ""  # the method that gets the controls and is saved, where the user says which
 
 
 def compare(
@@ -85,6 +87,7 @@ def compare(
     watch: Progress = lambda what, done, of: None,
     command: str = "medtame.compare(...)",
     names: bool = False,
+    best: str = "",
 ) -> Comparison:
     """Every method on the same supports of the training rows, measured on the test rows with intervals over draws and patients.
 
@@ -95,10 +98,11 @@ def compare(
         out: a new or empty folder, or one to `resume`. A finished cell of the grid is a file there and is kept when killed.
         watch: called with (what, done, of).
         names: show the names of images in the report; they may name patients.
+        best: the method that gets the controls and is saved, in place of the one that cross-validation names.
     """
     started, folder = time.perf_counter(), Path(out)
     opened = opened_encoders(encoders, lambda done, of: watch("encoding images", done, of))
-    asked = settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {})
+    asked = preferring(best, settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {}))
     looked, alike = looked_at(data, watch)
     settle_folder(folder, question(data, opened, asked), resume=resume)
     grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec), alike) for one in opened]
@@ -107,27 +111,28 @@ def compare(
     choices = [chosen(grid, plan, metric, asked, watch) for grid, plan in zip(grids, plans, strict=True)]
     sign = -1 if metric in LOWER_IS_BETTER else 1
     place = max(range(len(grids)), key=lambda k: sign * choices[k].scores.get(choices[k].method, -sign * np.inf))
-    grid, best = grids[place], choices[place]
+    grid, picked = grids[place], choices[place]
     resampling = table.Resampling(resampled_groups(grid.test_groups(), RESAMPLES, seed), seed)
     rows = [row for one, outcomes in zip(grids, found, strict=True) for row in rows_of(one, outcomes, asked, resampling, metric)]
     rows = significance.adjusted(rows, data.task.references)
-    arms = tested(grid, best.method, found[place], asked, resampling, metric, watch)
-    heat = calibration.fitted(grid, best, found[place], asked.shots[-1], CHOICE_FOLDS, lambda what: watch(what, 0, 1))
-    run = final(data, grid, best.method, heat, folder / "run")
+    arms = tested(grid, picked.method, found[place], asked, resampling, metric, watch)
+    heat = calibration.fitted(grid, picked, found[place], asked.shots[-1], CHOICE_FOLDS, lambda what: watch(what, 0, 1))
+    run = final(data, grid, picked.method, heat, folder / "run")
     warnings = [*said(data, grid, found[place], run), *looked]
     taken = advised(grid, plans[place], metric, watch)
     seconds = time.perf_counter() - started
-    details = seen.details(grid, asked.shots, best, found[place], warnings, run, resampling, metric, command, seconds, names=names)
+    details = seen.details(grid, asked.shots, picked, found[place], warnings, run, resampling, metric, command, seconds, names=names)
     details["recommendation"] = None if taken is None else on_test(taken, rows, grid.encoder.spec)
     calibration.tell(details, grid, run, heat, asked.shots[-1], resampling)
     details["encoder_gains"] = table.encoder_gains([one.spec for one in opened], found, resampling, metric)
+    details["baseline_gains"] = table.baseline_gains(picked.method, found[place], asked.shots[-1], data.task, resampling)
     made = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
         "data": counted(data, grid),
         "rows": rows,
-        "not_run": [row for plan in plans for row in left_out(plan)],
-        "best": best.method,
+        "not_run": [row for plan in plans for row in budget.left_out(plan)],
+        "best": picked.method,
         "controls": arms,
         "run": str((folder / "run").absolute()),
         "report": str((folder / "report.html").absolute()),
@@ -140,12 +145,6 @@ def advised(grid: Grid, plan: budget.Plan, metric: str, watch: Progress) -> dict
     """What to take on these data, by a rule and what is measured on the training rows; None where the task has no classes."""
     found = recommended(grid, list(plan.draws), metric, lambda method: watch(f"weighing {method}", 0, 1))
     return None if found is None else found.record()
-
-
-def left_out(plan: budget.Plan) -> list[dict[str, Any]]:
-    """Methods that were not run: too slow for the minutes, or refusing these data."""
-    slow = [{"method": name, "minutes": left, "reason": ""} for name, left in plan.not_run.items()]
-    return slow + [{"method": name, "minutes": None, "reason": reason} for name, reason in plan.refused.items()]
 
 
 def looked_at(data: Data, watch: Progress) -> tuple[list[str], Array]:
@@ -220,17 +219,24 @@ def settled(
     return Asked(wanted, draws, regime, limit, seed, chosen, tuple(names), references, named)
 
 
+def preferring(best: str, asked: Asked) -> Asked:
+    """With the method that the user wants as the best one."""
+    known = (*asked.references, *asked.methods)
+    if best and best not in known:
+        raise SettingsError(f"--best {best} is not compared ({', '.join(dict.fromkeys(known))} are): name one of them")
+    return replace(asked, best=best)
+
+
 def built(name: str, settings: Mapping[str, Mapping[str, Any]]) -> Method:
     made: Method = catalogue.build(catalogue.METHODS, name, settings.get(name))
     return made
 
 
 def serves(task: Task, method: Method, encoder: Encoder) -> bool:
-    try:
+    with suppress(PairError):
         meet(task, method, encoder)
-    except PairError:
-        return False
-    return not unmet(task, method)
+        return not unmet(task, method)
+    return False
 
 
 def question(data: Data, encoders: Sequence[Encoder], asked: Asked) -> dict[str, Any]:
@@ -306,7 +312,9 @@ def warmed(grid: Grid) -> None:
 
 
 def chosen(grid: Grid, plan: budget.Plan, metric: str, asked: Asked, watch: Progress) -> choice.Choice:
-    """The best of the methods that were run; baselines, which use no encoder, are named best only where nothing else was run."""
+    """What the user named, else the best that was run; baselines, which use no encoder, are named only where nothing else was run."""
+    if asked.best in plan.draws:
+        return choice.Choice(asked.best, "the name after --best, not by data", {})
     names = [name for name in plan.draws if catalogue.strategy_of(name) != "none"] or list(plan.draws)
     safe = next((name for name in SAFE if name in names), names[0] if names else next(iter(plan.draws)))
     return choice.chosen(

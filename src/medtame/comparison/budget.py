@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from medtame.comparison.grid import Cell, Grid, Shots
 from medtame.errors import MedtameError
@@ -18,6 +19,12 @@ class Plan:
     draws: dict[str, int]
     not_run: dict[str, float]
     refused: dict[str, str] = field(default_factory=dict)  # methods that cannot serve these data here, and why
+
+
+def left_out(plan: Plan) -> list[dict[str, Any]]:
+    """Methods that were not run: too slow for the minutes, or refusing these data."""
+    slow = [{"method": name, "minutes": left, "reason": ""} for name, left in plan.not_run.items()]
+    return slow + [{"method": name, "minutes": None, "reason": reason} for name, reason in plan.refused.items()]
 
 
 def cells_of(method: str, shots: Sequence[Shots], draws: int) -> list[Cell]:

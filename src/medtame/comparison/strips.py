@@ -57,7 +57,7 @@ def by_text(text: str, scores: Array, right: Array, pictures: Sequence[Picture],
     for place, k in enumerate(np.argsort(-scores, kind="stable")[:FOUND]):
         sheet.paste(framed(pictures[k], RIGHT if right[k] else WRONG, TILE), (place % 3 * TILE, place // 3 * TILE))
     rank = int(first_ranks(scores[None], right[None])[0])
-    said = f"text asks (of {name}): {short(text)}. First right image at {rank} of {len(scores)}; right ones have a green frame"
+    said = f"text asks (of {name}): {short(text).rstrip('.')}. First right image at {rank} of {len(scores)}; right ones have a green frame"
     return {"image": f"text of {name}", "thumbnail": png(sheet), "caption": said}
 
 
@@ -97,7 +97,15 @@ def joint_map(scores: Array, groups: Sequence[str], own: Array) -> dict[str, Any
     for place, name in enumerate(names):
         for (kind, marker), side, held in zip(SIDES, points, words, strict=True):
             rows = [k for k, word in enumerate(held) if word == name]
-            axes.scatter(side[rows, 0], side[rows, 1], s=12, marker=marker, color=f"C{place % 10}", alpha=0.6, label=f"{name}: {kind}")
+            axes.scatter(
+                side[rows, 0],
+                side[rows, 1],
+                s=12,
+                marker=marker,
+                color=f"C{place % 10}",
+                alpha=0.6,
+                label=kind if len(names) == 1 else f"{name}: {kind}",
+            )
     axes.legend(fontsize=6, loc="best")
     axes.tick_params(labelsize=7)
     caption = "images (circles) and texts (triangles) as the scores place them, coloured by modality where the manifest has it"

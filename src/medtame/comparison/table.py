@@ -13,6 +13,7 @@ from medtame.comparison.grid import Outcome, Shots
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import Interval, TwoWay, harm_rate, paired, resampled_draws, two_way
 from medtame.strategies.base import Method
+from medtame.tasks.base import Task
 from medtame.types import Array
 
 Outcomes = Mapping[tuple[str, Shots], Sequence[Outcome]]  # of a method at a number of shots: one a draw, in order
@@ -104,6 +105,28 @@ def encoder_gains(specs: Sequence[str], found: Sequence[Outcomes], resampling: R
             if theirs is not None and catalogue.strategy_of(name) != "none":
                 about = {"encoder": spec, "over": specs[0], "method": name, "shots": shots, "metric": metric}
                 rows.append(about | named("gain", resampling.gain(ours, theirs, metric)))
+    return rows
+
+
+def baseline_gains(best: str, found: Outcomes, shots: Shots, task: Task, resampling: Resampling) -> list[dict[str, Any]]:
+    """The best method against every baseline that was run beside it, each metric that both have, at one number of shots.
+
+    The two references that every row of the table is compared with already are left out. Paired, on the same supports and patients;
+    positive is better for the best method, also where lower is better.
+    """
+    rows = []
+    for (name, at), theirs in found.items():
+        if (
+            at != shots
+            or name == best
+            or name in (task.start, task.plain)
+            or catalogue.strategy_of(name) != "none"
+            or (best, shots) not in found
+        ):
+            continue
+        ours = found[best, shots]
+        for metric in [metric for metric in ours[0].statistics if metric in theirs[0].statistics]:
+            rows.append({"method": best, "over": name, "metric": metric} | named("gain", resampling.gain(ours, theirs, metric)))
     return rows
 
 

@@ -176,6 +176,17 @@ class EncoderGain(Part):
     gain_high: float | None
 
 
+class BaselineGain(Part):
+    """The best method against a baseline (`over`) that was run beside it, paired, at the most shots."""
+
+    method: Text
+    over: Text
+    metric: Text
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+
+
 class BeforeAfter(Part):
     """A metric of the final run on the test rows; `gain` is paired, positive where the temperature makes it better."""
 
@@ -254,6 +265,7 @@ class Details(Part):
     examples: list[Example] = Field(default_factory=list)
     metrics: dict[Text, dict[Text, Measured]] = Field(default_factory=dict)
     encoder_gains: list[EncoderGain] = Field(default_factory=list)
+    baseline_gains: list[BaselineGain] = Field(default_factory=list)
     recommendation: Advice | None = None
     temperature: Temperature | None = None
 

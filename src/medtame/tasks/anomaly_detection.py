@@ -178,6 +178,13 @@ class AnomalyDetection(Task):
             raise DataError(f"{found} that a row is normal ({listed}): name the label of the normals with --normal")
         return replace(self, normal=self.normal or saying[0])
 
+    def remarks(self, train: Samples, test: Samples | None) -> Sequence[str]:
+        kinds = set() if test is None else {label == self.normal for label in test.column("label")}
+        lacking = {frozenset({True}): "abnormal", frozenset({False}): "normal"}.get(frozenset(kinds))
+        if lacking is None:
+            return ()
+        return [f"No test row is {lacking}, so nothing that needs both kinds can be measured: give some, or another split."]
+
     def strata(self, samples: Samples) -> Array:
         """Only normals are drawn from."""
         normal = self.normal or NORMAL_WORDS[0]

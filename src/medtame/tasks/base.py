@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError
 from medtame.metrics.statistic import Statistic
 from medtame.types import Answer, Array, Encoder, Kind, Predicted, Problem, Query, Samples
 
 Rows = TypeVar("Rows", bound=Samples)
+TOLD = ("image", "label", "mask")  # columns of which the manifest itself says how many are empty, or that may be
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class Task(ABC):
     def servable(self, test: Samples) -> None:  # noqa: B027
         """Raises DataError where test rows ask for what no training row holds; called once, when data are loaded."""
 
+    def remarks(self, train: Samples, test: Samples | None) -> Sequence[str]:
+        """Sentences for the notes about what the rows cannot teach or measure; asked once, when data are loaded."""
+        return ()
+
     def given(self, samples: Samples) -> tuple[Samples, Sequence[str] | None]:
         """What a query is made from, without truth, and the words asked of all (a gallery). The one place that says so."""
         return samples.only([name for name in self.inputs if name in samples]), None
@@ -93,7 +99,7 @@ class Task(ABC):
             raise DataError(
                 f"the column {empty!r} is empty in all {len(samples)} rows: fill it, or name another with --columns {empty}=YOURS"
             )
-        return samples.take(np.flatnonzero(filled))
+        return noted(samples, [name for name in self.requires if name not in TOLD]).take(np.flatnonzero(filled))
 
     def trial(self, samples: Rows) -> Rows:
         """Held-out support rows as a method can be judged by them: a task that learns from one kind of row adds made ones."""
@@ -101,6 +107,14 @@ class Task(ABC):
 
     @abstractmethod
     def frame(self, support: Samples, wants: Kind) -> Frame: ...
+
+
+def noted(samples: Rows, names: Sequence[str]) -> Rows:
+    """With a sentence in the notes for each of these columns that is empty in some rows, for such rows are left out."""
+    empty = {name: sum(value is None for value in samples.column(name)) for name in names}
+    of = len(samples)
+    said = [f"{n} of {of} rows have no {name} and are left out: fill the column {name!r} to use them." for name, n in empty.items() if n]
+    return replace(samples, notes=(*samples.notes, *said)) if said and isinstance(samples, ManifestSamples) else samples
 
 
 def every(samples: Samples) -> Array:

@@ -151,11 +151,10 @@ class ImageTextRetrieval(Task):
 
     def usable(self, samples: Rows) -> Rows:
         """Rows with an image and a text that is more than spaces."""
-        kept = super().usable(samples)
-        filled = [row for row, text in enumerate(kept.column("text")) if str(text).strip()]
-        if not filled:
-            raise DataError(f"the column 'text' is empty in all {len(kept)} rows: fill it, or name another with --columns text=YOURS")
-        return kept.take(filled)
+        if "text" in samples:
+            filled = [None if text is None or not str(text).strip() else text for text in samples.column("text")]
+            samples = samples.replaced(text=filled)
+        return super().usable(samples)
 
     def given(self, samples: Samples) -> tuple[Samples, Sequence[str] | None]:
         gallery = sorted({str(text) for text in samples.column("text") if text is not None}) if "text" in samples else None

@@ -243,6 +243,11 @@ class ObjectDetection(Task):
         if not self.classes:
             return samples
         wanted = (*self.classes, *self.unseen)
+        held = labels_of(samples)
+        if held and not set(wanted) & set(held):
+            raise DataError(
+                f"no box has the label {', '.join(self.classes)}; the labels are {', '.join(sorted(held)[:10])}: correct the name"
+            )
         kept = [tuple(box for box in boxes if box[0] in wanted) for boxes in samples.column(BOXES)]
         return samples.replaced(**{BOXES: kept})
 

@@ -248,18 +248,35 @@ class Segmentation(Task):
             )
         return replace(self, structures=self.structures or tuple(found))
 
+    def remarks(self, train: Samples, test: Samples | None) -> Sequence[str]:
+        prompts = [] if test is None else [str(prompt) for prompt in test.column("prompt")]
+        new = sorted(set(prompts) - {*self.structures, *self.unseen})
+        never = empty_ones(train, self.structures)
+        missing = ", ".join(map(repr, new[:5]))
+        rows = sum(prompt in new for prompt in prompts)
+        said = {
+            f"No training image has {missing}: {rows} test rows of it are not measured (task.unseen asks for it by its words).": new,
+            f"All training masks of {', '.join(map(repr, never[:5]))} are empty: what is marked as such is a guess.": never,
+        }
+        return [sentence for sentence, names in said.items() if names]
+
     def strata(self, samples: Samples) -> Array:
         return np.array([None if prompt in self.unseen else prompt for prompt in samples.column("prompt")], dtype=object)
 
     def frame(self, support: Samples, wants: Kind) -> Frame:
         structures = self.structures or tuple(sorted({str(prompt) for prompt in support.column("prompt")} - set(self.unseen)))
-        filled: set[str] = set()
-        for prompt, mask in zip(support.column("prompt"), support.pictures("mask"), strict=True):
-            if prompt not in filled and whole(mask).any():
-                filled.add(prompt)
-        never = tuple(name for name in structures if name not in filled)
+        never = empty_ones(support, structures)
         cut = (self.slices, self.plane, self.context)
         return SegmentationFrame(wants, structures, self.rows, self.side, self.size, self.unseen, never, *cut)
+
+
+def empty_ones(samples: Samples, structures: Sequence[str]) -> tuple[str, ...]:
+    """The structures of which every mask is empty."""
+    filled: set[str] = set()
+    for prompt, mask in zip(samples.column("prompt"), samples.pictures("mask"), strict=True):
+        if prompt not in filled and whole(mask).any():
+            filled.add(prompt)
+    return tuple(name for name in structures if name not in filled)
 
 
 def middles(samples: Rows) -> Rows:

@@ -189,13 +189,9 @@ class VisualQuestionAnswering(Task):
 
 
 def told(samples: Rows) -> Rows:
-    """Empty questions and answers as missing ones, with a sentence in the notes for each kind of row that does not count."""
+    """Empty questions and answers as missing ones, with a sentence in the notes for answer types that mean nothing."""
     blank = {name: [None if value is None or not str(value).strip() else value for value in samples.column(name)] for name in TEXTS}
     notes = []
-    for name, values in blank.items():
-        missing = sum(value is None for value in values)
-        if missing:
-            notes.append(f"{missing} of {len(samples)} rows have no {name} and are left out: fill the column {name!r} to use them.")
     if "answer_type" in samples:
         kinds = [str(kind).strip() for kind in samples.column("answer_type") if kind is not None]
         strange = sorted({kind for kind in kinds if kind.lower() not in KNOWN_TYPES})
