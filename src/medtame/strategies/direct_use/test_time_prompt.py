@@ -104,12 +104,13 @@ def surest(logs: Tensor, share: float) -> Tensor:
 def entropy_of_mean(logs: Tensor) -> Tensor:
     """(n,) entropy of the mean probability over views, of log probabilities (n, k, C): not the mean of entropies."""
     mean = logs.logsumexp(1) - math.log(logs.shape[1])
-    return -(mean.exp() * mean).sum(1)
+    return -torch.sum(mean.exp() * mean, 1)
 
 
 def spread_of(texts: Tensor) -> Tensor:
     """(n,) mean distance of the prompts' vectors (n, C, D) from their mean (C-TPT)."""
-    return torch.linalg.vector_norm(texts - texts.mean(1, keepdim=True), dim=2).mean(1)
+    apart: Tensor = torch.linalg.vector_norm(texts - texts.mean(1, keepdim=True), dim=2)
+    return apart.mean(1)
 
 
 @dataclass(frozen=True)
