@@ -40,6 +40,14 @@ ISSUE = {  # name: goal
     "decoder_vit_b16_dense": 5.0,
     "decoder_bundled": None,
     "two_prompts": None,
+    "prompt_step_3": 6.0,
+    "prompt_step_8": 8.0,
+    "prompt_step_20": 10.0,
+    "prompt_step_3_bf16": 9.0,
+    "prompt_step_8_bf16": 12.0,
+    "prompt_step_20_bf16": 15.0,
+    "prompt_step_bert": None,
+    "short_frozen_prompts": 5.0,
     "lora_bf16": 2.2,
     "lora_last_4_blocks_kept_inputs": 6.0,
 }
@@ -224,6 +232,22 @@ def test_a_case_is_warmed_and_timed_in_turn(of: Callable[[str], Any]):
 
 
 @pytest.mark.usefixtures("made_images", "weights")
+def test_packed_prompts_agree_or_fail(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    """Two layers in the place of twelve; where a token may see the prompts before it, the gradient is another."""
+    prompts, config = of("prompts"), prompt_config()
+    monkeypatch.setattr(prompts.open_clip, "get_model_config", lambda name: config)
+    for precision in ("float32", "bfloat16"):
+        assert checked(prompts.step(3, precision, 1.0))[0].startswith("ok: gradient cosine")
+    assert checked(prompts.short_frozen_prompts(6))[0].startswith("ok: cosine 1.0000000")
+    monkeypatch.setattr(torch.Tensor, "__or__", lambda one, other: torch.ones_like(one))
+    assert checked(prompts.step(3, "float32", 1.0))[0].startswith("failed: gradient cosine")
+
+
+def prompt_config() -> dict[str, Any]:
+    text = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 2}
+    return {"embed_dim": 512, "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 32}, "text_cfg": text}
+
+
 def test_two_prompts_give_the_two_halves_or_fail(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
     decoder = of("decoder")
     monkeypatch.setattr(decoder, "SIZE", 64)

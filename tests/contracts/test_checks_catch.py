@@ -17,6 +17,7 @@ from cases import Case, answers_of_fresh_process, case
 
 from doubles import tiny_encoder
 from medtame import catalogue
+from medtame.errors import LearningError
 from medtame.strategies.base import Method
 from medtame.strategies.direct_use.zero_shot import ZeroShot
 from medtame.tasks.classification import Classification
@@ -134,7 +135,7 @@ def test_12_a_task_that_tells_the_truth_and_a_method_that_learns_nothing() -> No
 
 
 def test_a_learner_that_learns_from_nothing() -> None:
-    with pytest.raises(AssertionError, match="the loss of step 1 is nan"):
+    with pytest.raises(LearningError, match="the loss of step 1 of 3 is nan"):
         of(broken.LearnsFromNothing()).fit()
 
 
