@@ -11,7 +11,13 @@ import made
 import numpy as np
 import pytest
 import torch
-from prompts import long_names_are_refused, places_are_the_slow_ways, prompts_are_the_towers_own
+from prompts import (
+    deep_contexts_are_the_slow_ways,
+    deep_prompts_are_the_slow_ways,
+    long_names_are_refused,
+    places_are_the_slow_ways,
+    prompts_are_the_towers_own,
+)
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImageProcessor
@@ -137,6 +143,13 @@ def test_words_can_be_taken_apart(case: Case):
 @pytest.mark.parametrize("place", ["end", "middle", "front"])
 def test_a_context_stands_where_it_is_said(case: Case, place: str):
     places_are_the_slow_ways(encoders.load(case.spec), place)
+
+
+def test_deep_prompts_enter_every_block(case: Case):
+    encoder = encoders.load(case.spec)
+    deep_contexts_are_the_slow_ways(encoder)
+    side = 48
+    deep_prompts_are_the_slow_ways(encoder, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(6)))
 
 
 def test_long_names_are_refused(case: Case):

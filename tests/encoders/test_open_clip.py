@@ -13,12 +13,19 @@ import pytest
 import torch
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from prompts import long_names_are_refused, places_are_the_slow_ways, prompts_are_the_towers_own
+from prompts import (
+    deep_contexts_are_the_slow_ways,
+    deep_prompts_are_the_slow_ways,
+    long_names_are_refused,
+    places_are_the_slow_ways,
+    prompts_are_the_towers_own,
+)
 from torch import Tensor, nn
 
 from medtame import encoders
 from medtame.encoders.towers import TowerEncoder
 from medtame.errors import EncoderError, UnknownNameError
+from medtame.learning.block_prompts import attention_blocks
 from medtame.learning.fine_tuning import adaptable
 from medtame.strategies.tuning.lora import LowRank
 
@@ -216,6 +223,17 @@ def test_texts_do_not_depend_on_their_batch_and_are_cut_at_the_models_length(cas
 @pytest.mark.parametrize("place", ["end", "middle", "front"])
 def test_a_context_stands_where_it_is_said(case: Case, place: str):
     places_are_the_slow_ways(encoders.load(case.spec), place)
+
+
+def test_deep_prompts_enter_every_block(case: Case):
+    encoder = encoders.load(case.spec)
+    deep_contexts_are_the_slow_ways(encoder)
+    if case.kind in ("resnet", "convnext"):
+        assert attention_blocks(encoder.image_tower) == []
+        return
+    side = case.model.visual.image_size
+    side = side if isinstance(side, int) else side[0]
+    deep_prompts_are_the_slow_ways(encoder, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(6)))
 
 
 def test_long_names_are_refused(case: Case):
