@@ -1,0 +1,115 @@
+"""Pretraining: the chunked gradient is the whole batch's, the losses are the libraries', what is planted is learnt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch.nn.functional import cosine_similarity, normalize
+
+from contracts.tiny import tiny
+from doubles import tiny_encoder, tiny_vit_encoder
+from medtame import catalogue
+from medtame.learning.loop import finish
+from medtame.learning.pretraining import Pairs, chunked_slopes, trained
+from medtame.run import fitted
+from medtame.strategies.tuning.contrastive import info_nce
+from medtame.strategies.tuning.sigmoid import pairwise
+from medtame.strategies.tuning.soft_target import softened
+from medtame.tasks.image_text_retrieval import ImageTextRetrieval
+from medtame.types import Problem
+
+NAMES = ("contrastive", "sigmoid", "soft_target")
+
+
+def problem_of(encoder, part=0) -> Problem:
+    task = ImageTextRetrieval()
+    samples = task.usable(tiny("image_text_retrieval")[part])
+    return task.settled(samples).frame(samples, "scores").problem(samples, encoder, 0)
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def test_losses_are_those_of_open_clip():
+    images, texts, own = unit(9, 5), unit(9, 5, seed=1), torch.eye(9, dtype=torch.bool)
+    scale, bias = torch.tensor(7.0), torch.tensor(-3.0)
+    torch.testing.assert_close(info_nce(images, texts, own, scale), ClipLoss()(images, texts, scale))
+    torch.testing.assert_close(pairwise(images, texts, own, scale, bias), SigLipLoss()(images, texts, scale, bias))
+    torch.testing.assert_close(softened(images, texts, own.float(), scale), ClipLoss()(images, texts, scale))
+
+
+def test_texts_that_are_right_for_two_images_are_no_wrong_answers():
+    """Two images with one text: the loss at the truth is that of even shares, and its gradient is none."""
+    texts = torch.eye(3)[[0, 0, 1]]
+    same = texts @ texts.T > 0
+    logits = torch.where(same, 0.0, -1e4)
+    images = texts.clone()
+    loss = info_nce(images, texts, same, torch.tensor(1e4))
+    expected = -(same / same.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    assert float(loss) == pytest.approx(float(expected), abs=1e-4) == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [5, 7, 12])
+@pytest.mark.parametrize("make", [tiny_encoder, tiny_vit_encoder])
+def test_chunks_have_the_gradient_of_the_whole_batch(make, chunk):
+    pairs = Pairs.of(problem_of(make()), "all", 1, ("image", "text"))
+    scale = torch.tensor(3.0)
+
+    def objective(vectors, rows):
+        return info_nce(vectors[0], vectors[1], pairs.same[rows][:, rows], scale)
+
+    named = {**pairs.named, "scale": scale}
+    whole, parts = (
+        chunked_slopes([pairs.see_images, pairs.see_texts], objective, named, rows=24, chunk=size)(torch.arange(24)) for size in (24, chunk)
+    )
+    assert float(parts[0]) == pytest.approx(float(whole[0]), abs=1e-5)
+    moved = [name for name, slope in whole[1].items() if slope is not None]
+    assert {"scale", "image.out.weight", "text.table.weight"} <= set(moved)
+    flat = [torch.cat([found[1][name].flatten() for name in moved]).double() for found in (whole, parts)]
+    assert float(cosine_similarity(*flat, dim=0)) > 0.99999
+    torch.testing.assert_close(flat[0], flat[1], atol=1e-5, rtol=1e-3)
+
+
+def test_what_moves_is_what_was_asked():
+    tower = tiny_vit_encoder().image_tower
+    pixels = torch.randn(1, 3, 32, 32)
+    assert set(trained(tower, "projections", 1, pixels)) == {"norm.weight", "norm.bias", "out.weight", "out.bias"}
+    last = trained(tower, "last", 2, pixels)
+    assert {name.split(".")[1] for name in last if name.startswith("blocks.")} == {"1", "2"}
+    assert set(trained(tower, "all", 1, pixels)) == {name for name, _ in tower.named_parameters()}
+
+
+def unaligned():
+    """The tiny encoder, its words mapped anywhere: zero-shot is at chance."""
+    encoder = tiny_encoder()
+    torch.nn.init.normal_(encoder.text_tower.aligned.weight, generator=torch.Generator().manual_seed(5))
+    return encoder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pairs_are_learnt_and_only_true_ones(name):
+    """Recall at 1 on other patients rises with true texts; with texts dealt out at random it does not."""
+    task, (train, test) = ImageTextRetrieval(), tiny("image_text_retrieval")
+    texts = train.column("text")
+    random = np.random.default_rng(1).permutation(len(train))
+    method = catalogue.build(catalogue.METHODS, name, {"train": "projections", "steps": 200, "learning_rate": 1e-2})
+
+    def recall(chosen, support):
+        run = fitted(task.usable(support), task, chosen, unaligned(), seed=0)
+        return float(run.measure(task.usable(test))["recall_at_1_image_to_text"].value())
+
+    true, wrong = (recall(method, train.replaced(text=[texts[i] for i in rows])) for rows in (np.arange(len(train)), random))
+    start = recall(catalogue.build(catalogue.METHODS, "zero_shot"), train)
+    assert true > max(wrong, start) + 0.15, (true, wrong, start)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_side_that_is_locked_does_not_move(name):
+    problem = problem_of(tiny_encoder())
+    for sides, still in ((("image",), "text"), (("text",), "image")):
+        method = catalogue.build(catalogue.METHODS, name, {"sides": sides, "steps": 2})
+        adapted = finish(method.learn(problem))
+        assert getattr(adapted, still) == {}
