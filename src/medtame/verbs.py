@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import Volume, is_volume
-from medtame.errors import DataError, ImageError, PairError, RunError
+from medtame.errors import DataError, ImageError, PairError, RunError, StoppedError
+from medtame.learning.loop import Step
 from medtame.report import files
 from medtame.report.record import finite
 from medtame.run import Data, Run, encoder, load, open, opened_images
@@ -110,14 +112,33 @@ def check(
 
 
 def adapt(
-    data: Data, spec: str, method: str, settings: Mapping[str, Any], *, rows: str, out: Path, seed: int, watch: Progress, command: str
+    data: Data,
+    spec: str,
+    method: str,
+    settings: Mapping[str, Any],
+    *,
+    rows: str,
+    out: Path,
+    seed: int,
+    resume: bool,
+    watch: Progress,
+    command: str,
 ) -> dict[str, Any]:
     """Fit, save, and measure on the test rows where there are any that were not learnt from."""
-    free(out)
-    run = fit(
-        data, encoder(spec), method=method, settings=settings, rows=rows, seed=seed, watch=lambda step: watch(method, step.number, step.of)
-    )
-    run.save(out)
+    if not resume:
+        free(out)
+
+    def stepped(step: Step) -> None:
+        watch(f"{method}, loss {step.loss:.3g}", step.number, step.of)
+
+    try:
+        opened = encoder(spec, watch=lambda done, of: watch("encoding images", done, of))
+        run = fit(data, opened, method=method, settings=settings, rows=rows, out=out, seed=seed, resume=resume, watch=stepped)
+    except KeyboardInterrupt as stopped:
+        raise StoppedError(str(stopped)) if stopped.args else stopped from None
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # where nothing was written
     found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
     metrics = {name: asdict(interval) for name, interval in found.items()}
     record: dict[str, Any] = {
@@ -127,7 +148,7 @@ def adapt(
         "run": str(out.absolute()),
         "metrics": metrics,
         "command": command,
-        "notes": [refused] if refused else [],
+        "notes": [note for note in (run.about.get("resumed", ""), refused) if note],
     }
     record = finite(record)
     seen.card(run, record, out)
