@@ -14,7 +14,9 @@ def of(kind: type[Any]) -> dict[str, dict[str, Any]]:
     """Setting -> `kind` (such as "whole number"), and what holds it: `ge gt le lt multiple_of min_length choices empty items`."""
     hints = get_type_hints(kind, include_extras=True)
     parts = {field.name for field in dataclasses.fields(kind) if "part" in field.metadata}
-    return {field.name: {"kind": "name of a method"} if field.name in parts else _of(hints[field.name]) for field in dataclasses.fields(kind)}
+    return {
+        field.name: {"kind": "name of a method"} if field.name in parts else _of(hints[field.name]) for field in dataclasses.fields(kind)
+    }
 
 
 def _of(hint: Any) -> dict[str, Any]:

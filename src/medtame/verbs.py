@@ -17,7 +17,7 @@ from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import Volume, is_volume
-from medtame.errors import DataError, ImageError, PairError, RunError, StoppedError
+from medtame.errors import DataError, ImageError, MedtameError, PairError, RunError, StoppedError
 from medtame.learning.loop import Step
 from medtame.report import files
 from medtame.report.record import finite
@@ -139,16 +139,27 @@ def adapt(
     finally:
         with suppress(OSError):
             out.rmdir()  # where nothing was written
-    found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+    notes = [run.about["resumed"]] if "resumed" in run.about else []
+    try:
+        found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+    except (MedtameError, KeyboardInterrupt) as error:
+        carded(run, data, {}, [*notes, "Not measured yet."], out, command)
+        kept = f"the fitted run is kept in {out}: measure it with medtame evaluate"
+        raise (StoppedError(f"stopped; {kept}") if isinstance(error, KeyboardInterrupt) else MedtameError(f"{error}; {kept}")) from None
     metrics = {name: asdict(interval) for name, interval in found.items()}
+    return carded(run, data, metrics, notes + [refused] * bool(refused), out, command)
+
+
+def carded(run: Run, data: Data, metrics: dict[str, Any], notes: list[str], out: Path, command: str) -> dict[str, Any]:
+    """The record of a run that `adapt` made, with its card written."""
     record: dict[str, Any] = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
-        "method": method,
+        "method": catalogue.name_of(run.method),
         "run": str(out.absolute()),
         "metrics": metrics,
         "command": command,
-        "notes": [note for note in (run.about.get("resumed", ""), refused) if note],
+        "notes": notes,
     }
     record = finite(record)
     seen.card(run, record, out)
