@@ -166,17 +166,19 @@ def steps_of(values, of=9):
     raise LearningError(f"the loss of step {len(values) + 1} of {of} is nan: lower learning_rate (it is 1)")
 
 
+def learnt(folder, losses):
+    with resumed.kept(folder, belongs(), lambda step: None, resume=False) as learning:
+        for step in steps_of(losses):
+            learning(step)
+
+
 def belongs(**settings):
     return {"method": "planted", "settings": {"learning_rate": 1.0, **settings}, "seed": 0}
 
 
 def test_where_a_loss_is_no_number_the_last_state_with_a_loss_is_kept_and_a_lower_rate_may_go_on(tmp_path):
-    with (
-        pytest.raises(LearningError, match=r"step 5 of 9 is nan.*the state of step 3, .* is kept in .*--resume and a lower --set"),
-        resumed.kept(tmp_path, belongs(), lambda step: None, resume=False) as learning,
-    ):
-        for step in steps_of([4.0, 3.0, 2.0, 9.0]):  # the state of step 4 is the one whose loss is no number
-            learning(step)
+    with pytest.raises(LearningError, match=r"step 5 of 9 is nan.*the state of step 3, .* is kept in .*--resume and a lower --set"):
+        learnt(tmp_path, [4.0, 3.0, 2.0, 9.0])  # the state of step 4 is the one whose loss is no number
     assert load_file(tmp_path / resumed.NAME)["value"].item() == 3
     for same in (belongs(), belongs(learning_rate=2.0)):
         with pytest.raises(RunError, match=r"another learning_rate|broke off \(the loss of step 5 of 9 is nan"):
@@ -190,12 +192,8 @@ def test_where_a_loss_is_no_number_the_last_state_with_a_loss_is_kept_and_a_lowe
 
 
 def test_without_a_state_with_a_loss_nothing_is_written(tmp_path):
-    with (
-        pytest.raises(LearningError, match=r"^the loss of step 2 of 9 is nan: lower learning_rate \(it is 1\)$"),
-        resumed.kept(tmp_path, belongs(), lambda step: None, resume=False) as learning,
-    ):
-        for step in steps_of([4.0]):
-            learning(step)
+    with pytest.raises(LearningError, match=r"^the loss of step 2 of 9 is nan: lower learning_rate \(it is 1\)$"):
+        learnt(tmp_path, [4.0])
     assert not list(tmp_path.iterdir())
 
 
