@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from medtame import cli, encoders
+from medtame import catalogue, cli, encoders, ranges
 from medtame.data.draws import draw
 from medtame.data.samples import ManifestSamples
-from medtame.errors import DataError
+from medtame.errors import DataError, SettingsError
+from medtame.learning.loop import Descent
 from medtame.tasks.classification import Classification
 from shop import family, written
 
@@ -200,3 +202,145 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(shop, medtame, tmp_path, m
     assert code == 0
     one_line(err, "medtame: warning: features are not kept on disk", "set MEDTAME_CACHE to another folder")
     assert json.loads(out)["best"]
+
+
+def adapted(medtame, table, method, *more, encoder="tiny:vit"):
+    return medtame("adapt", table, "--encoder", encoder, "--method", method, "--out", "out", *more)
+
+
+def wordless(rest):
+    """The tiny encoder without its text side."""
+    card, made = (part() for part in family(rest))
+    return lambda: replace(card, text_identity="", has_text=False), lambda: replace(made, text_identity="", text_tower=None)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("coop", "tokens=65", ("coop cannot use tokens = '65'", "less than or equal to 64", "Its settings: steps")),
+        ("lora", "rank=0", ("lora cannot use rank = '0'", "greater than 0")),
+        ("lora", "blocks=99", ("blocks=99 were asked for", "give a number from 1 to")),
+        ("coop", "place=left", ("place = 'left'", "'end', 'middle' or 'front'")),
+        ("promptsrc", "middle=two", ("middle = 'two'", "valid number")),
+        ("kgcoop", "wieght=1", ("no setting of kgcoop is called 'wieght'. Did you mean 'weight'?",)),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_before_anything_is_written(shop, medtame, tmp_path, method, settings, words):
+    code, out, err = adapted(medtame, shop, method, "--set", settings)
+    assert (code, out) == (2, "")
+    one_line(err, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["visual_prompt", "maple", "promptsrc"])
+def test_an_image_side_without_tokens(shop, medtame, tmp_path, method):
+    code, _, err = adapted(medtame, shop, method, encoder="tiny")
+    assert code == 2
+    one_line(err, "the image side of tiny is no transformer, so it has no tokens for prompts: use coop or lora")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["coop", "lora", "test_time_prompt", "entropy_tuning", "zero_shot"])
+def test_an_encoder_without_a_text_side(shop, medtame, tmp_path, monkeypatch, method):
+    monkeypatch.setattr(encoders, "FAMILIES", {"tiny": wordless})
+    code, _, err = adapted(medtame, shop, method)
+    assert code == 2
+    one_line(err, f"{method} needs a text side, which the encoder tiny", "use linear_probe")
+    assert not (tmp_path / "out").exists()
+    code, _, err = adapted(medtame, shop, "linear_probe")
+    assert (code, err) == (0, "")
+
+
+def test_a_class_name_of_300_tokens(shop, medtame, tmp_path):
+    name = " ".join(f"word{number}" for number in range(300))
+    changed(shop, lambda number, row: row | {"label": name if row["label"] == "dark" else row["label"]})
+    for method in ("coop", "cocoop", "kgcoop", "prograd", "maple", "test_time_prompt"):
+        code, _, err = adapted(medtame, shop, method)
+        assert code == 2, method
+        one_line(err, "fills all 64 tokens that the encoder reads: shorten the class name")
+        assert len(err) < 200
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_a_lower_rate_goes_on_from_the_last_good_one(shop, medtame, tmp_path, monkeypatch):
+    code, _, err = adapted(medtame, shop, "visual_prompt", "--set", "learning_rate=1e30")
+    assert code == 2
+    one_line(err, "the loss of step 2 of 60 is nan: lower learning_rate (it is 1e+30)")
+    assert not (tmp_path / "out").exists()  # the first step spoilt it, so there is no state to keep
+    spoilt = Descent.stepped
+
+    def stepped(self, values, slopes, moments, rate):
+        spoilt(self, values, slopes, moments, rate)
+        if next(iter(moments["steps"])) == 4 and self.learning_rate > 0.005:
+            values[0].fill_(torch.nan)
+
+    monkeypatch.setattr(Descent, "stepped", stepped)
+    code, out, err = adapted(medtame, shop, "visual_prompt", "--set", "steps=6", "--json")
+    assert code == 2
+    one_line(err, "the loss of step 5 of 6 is nan", "the state of step 3", "--resume and a lower --set learning_rate")
+    assert json.loads(out)["error"] in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["learning.safetensors"]
+    again = ("--set", "steps=6", "--resume", "--json")
+    code, _, err = adapted(medtame, shop, "visual_prompt", *again)
+    assert code == 2
+    one_line(err, "broke off (the loss of step 5 of 6 is nan", "a lower --set learning_rate")
+    code, out, _ = adapted(medtame, shop, "visual_prompt", *again, "--set", "learning_rate=0.001")
+    assert code == 0
+    assert json.loads(out)["notes"][0].startswith("Gone on after step 3 of 6 with learning_rate 0.001 in the place of 0.01")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "weights.safetensors"]
+
+
+def test_an_unreachable_server_keeps_the_run(shop, medtame, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDTAME_CHAT_URL", "")  # so that what the option sets is taken back
+    fast = ("--set", "model=grey", "--set", "retries=0", "--chat-url", "http://127.0.0.1:9/v1")
+    code, out, err = adapted(medtame, shop, "chat_model", *fast)
+    assert (code, out) == (2, "")
+    one_line(err, "the chat server cannot be reached (1 try)", "the fitted run is kept in ", "measure it with medtame evaluate")
+    assert "127.0.0.1" not in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "config.json", "weights.safetensors"]
+    assert medtame("predict", "out", shop, *fast[4:])[0] == 2
+
+
+def test_the_ranges_that_are_printed_are_those_that_are_refused(medtame):
+    seen = 0
+    for name in catalogue.names(catalogue.METHODS):
+        for key, limits in ranges.of(catalogue.settings_class(catalogue.METHODS, name)).items():
+            numeric = limits["kind"] in ("number", "whole number")
+            assert not numeric or {"ge", "gt"} & set(limits), f"{name}.{key} has no lower bound"
+            inside, outside = probes(limits) if numeric else ([], [])
+            if limits["kind"] == "choice":
+                inside, outside = limits["choices"], ["none of these"]
+            for value in inside:
+                assert getattr(catalogue.build(catalogue.METHODS, name, {key: value}), key) == value
+            for value in outside:
+                with pytest.raises(SettingsError, match=rf"{name} cannot use {key} = "):
+                    catalogue.build(catalogue.METHODS, name, {key: value})
+            seen += bool(outside)
+    assert seen > 200
+    code, out, _ = medtame("methods", "coop")
+    assert code == 0
+    for words in ("tokens = 0 (whole number, 0 to 64)", "learning_rate = 0.2 (number, above 0)", "place = 'end' (end, middle or front)"):
+        assert words in out
+    for title in ("formula", "good when", "poor when", "cost", "settings", "needs of the encoder", "arxiv:2109.01134"):
+        assert title in out
+    found = json.loads(medtame("methods", "coop", "--json")[1])
+    assert found["ranges"]["tokens"] == {"kind": "whole number", "ge": 0, "le": 64}
+    assert found["formula"].endswith("only the context vectors are learnt.")
+    assert found["good_when"]
+
+
+def probes(limits):
+    """Values at and just beyond each bound."""
+    step = limits.get("multiple_of", 1) if limits["kind"] == "whole number" else 1e-6
+    inside, outside = [], []
+    for bound, sign in (("ge", -1), ("le", 1)):
+        if bound in limits:
+            inside.append(limits[bound])
+            outside.append(limits[bound] + sign * step)
+    for bound, sign in (("gt", 1), ("lt", -1)):
+        if bound in limits:
+            inside.append(limits[bound] + sign * step)
+            outside.append(limits[bound])
+    if "multiple_of" in limits:
+        outside.append(inside[0] + 1)
+    return inside, outside

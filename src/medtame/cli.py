@@ -15,7 +15,8 @@ import typer
 
 from medtame import __version__, literature_verbs, shelf_verbs
 from medtame.chat_options import AllowRemote, ChatUrl, without_address
-from medtame.errors import MedtameError, SettingsError
+from medtame.errors import MedtameError, StoppedError
+from medtame.typed_words import free_folder, mapped, method_settings, pairs
 
 if TYPE_CHECKING:
     from medtame.run import Data
@@ -179,11 +180,12 @@ def adapt(
     settings: Settings = None,
     seed: Seed = 0,
     allow_leakage: Leakage = False,
+    resume: Resume = False,
     chat_url: ChatUrl = None,
     allow_remote: AllowRemote = False,
     as_json: Json = False,
 ) -> None:
-    """One method, fitted and saved as a run."""
+    """One method, fitted and saved as a run. Ctrl-C keeps the step that was reached in --out; --resume goes on with it."""
     from medtame import terminal, verbs
 
     opened = loaded(data, task, columns, root, settings, prompts, window, slices, normal, allow_leakage=allow_leakage)
@@ -195,8 +197,9 @@ def adapt(
             method,
             chosen,
             rows=split,
-            out=free_folder(out, "medtame-run", resume=False),
+            out=free_folder(out, "medtame-run", resume=resume),
             seed=seed,
+            resume=resume,
             watch=report,
             command=command(),
         )
@@ -295,44 +298,6 @@ def loaded(
     return load(data, task, columns=mapped(columns), root=root, settings=chosen, window=window, allow_leakage=allow_leakage)
 
 
-def method_settings(settings: Sequence[str] | None) -> dict[str, dict[str, str]]:
-    """`--set clap.steps=5` is for clap; `--set steps=5` for the one method (under the name "")."""
-    found: dict[str, dict[str, str]] = {}
-    for name, value in pairs(settings):
-        owner, _, setting = name.rpartition(".")
-        if owner != "task":
-            found.setdefault(owner, {})[setting] = value
-    return found
-
-
-def pairs(settings: Sequence[str] | None) -> list[tuple[str, str]]:
-    """name=value, one each."""
-    for text in settings or ():
-        if "=" not in text:
-            raise SettingsError(f"--set takes name=value, not {text!r}")
-    return [(text.partition("=")[0].strip(), text.partition("=")[2].strip()) for text in settings or ()]
-
-
-def mapped(columns: str) -> dict[str, str]:
-    """standard=yours, by commas."""
-    parts = [part for part in columns.split(",") if part.strip()]
-    if any("=" not in part for part in parts):
-        raise SettingsError(f"--columns takes standard=yours by commas, such as text=caption, not {columns!r}")
-    found = {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in parts}
-    empty = next((f"{standard}={yours}" for standard, yours in found.items() if not (standard and yours)), None)
-    if empty is not None:
-        raise SettingsError(f"--columns {empty} has a name on one side only: write standard=yours, such as image=filename")
-    return found
-
-
-def free_folder(out: Path | None, name: str, *, resume: bool) -> Path:
-    """The folder asked for, or the first free one of name, name-2, name-3 …"""
-    if out is not None or resume:
-        return (out or Path(name)).absolute()
-    numbered = (Path(name if number == 1 else f"{name}-{number}") for number in range(1, 1000))
-    return next(path for path in numbered if not path.exists()).absolute()
-
-
 def tell(result: Any, as_json: bool) -> None:
     from medtame import terminal
 
@@ -375,14 +340,14 @@ def main() -> None:
             warnings.showwarning = terminal.warn
             code = app(standalone_mode=False) or 0  # typer turns Ctrl-C into this code
         if code == STOPPED:
-            terminal.complain("stopped; finished cells are kept: go on with --resume")
+            terminal.complain("stopped; what is finished is kept: go on with --resume")
         sys.exit(code)
     except UsageError as error:
         terminal.fail(f"{error.format_message()} See: medtame --help", as_json="--json" in sys.argv)
         sys.exit(2)
     except MedtameError as error:
         terminal.fail(str(error), as_json="--json" in sys.argv)
-        sys.exit(2)
+        sys.exit(STOPPED if isinstance(error, StoppedError) else 2)
     except MemoryError as error:
         told = f" ({error})" if str(error) else ""
         said = f"the memory is full{told}: give fewer rows or classes; finished cells are kept, so go on with --resume"

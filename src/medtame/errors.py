@@ -44,6 +44,10 @@ class LearningError(MedtameError):
     """A descent whose loss is no number any more."""
 
 
+class StoppedError(MedtameError):
+    """Ctrl-C during a learning whose last step is kept; the command line ends with exit code 130."""
+
+
 class RunError(MedtameError):
     """A run folder that cannot be opened, written or resumed."""
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-from medtame import catalogue, state
+from medtame import catalogue, resumed, state
 from medtame.data import manifest, splits
 from medtame.data.samples import ManifestSamples
 from medtame.data.series import SeriesPicture
@@ -365,17 +365,32 @@ def adapt(
     rows: str = "train",
     out: str | Path | None = None,
     seed: int = 0,
+    resume: bool = False,
     watch: Watch = lambda step: None,
 ) -> Run:
-    """One method fitted on the training rows (`rows="all"`: every row) and, where `out` is given, saved there."""
+    """One method fitted on the training rows (`rows="all"`: every row) and, where `out` is given, saved there.
+
+    With `out` a learner that is stopped (Ctrl-C, a loss that is no number, the machine) leaves the state of a step there; `resume`
+    goes on with it and ends, on a CPU, bit for bit where an uninterrupted fit ends.
+    """
     if rows not in ("train", "all"):
         raise DataError(f"rows are 'train' or 'all', not {rows!r}")
     chosen = catalogue.build(catalogue.METHODS, method, settings) if isinstance(method, str) else method
     support = data.train if rows == "train" else data.samples
-    run = fitted(support, data.task, chosen, encoder, seed=seed, watch=watch)
-    run = replace(
-        run, about={**run.about, "data": {"n": len(support), "groups": len(set(support.groups)), "rows": rows, "split": data.split.how}}
-    )
-    if out is not None:
+    told = {"n": len(support), "groups": len(set(support.groups)), "rows": rows, "split": data.split.how}
+    if out is None:
+        run = fitted(support, data.task, chosen, encoder, seed=seed, watch=watch)
+        return replace(run, about={**run.about, "data": told})
+    with resumed.kept(Path(out), belonging(support, data.task, chosen, encoder, seed), watch, resume=resume) as learning:
+        run = fitted(support, data.task, chosen, encoder, seed=seed, resume=learning.start, watch=learning)
+        run = replace(run, about={**run.about, "data": told, **({"resumed": learning.note} if learning.note else {})})
         run.save(out)
     return run
+
+
+def belonging(support: ManifestSamples, task: Task, method: Method, encoder: Encoder, seed: int) -> dict[str, Any]:
+    """All that a state of a learning depends on, as plain values: it is gone on with only where all of it is the same."""
+    named = {"method": catalogue.name_of(method), "settings": catalogue.settings_of(method), "seed": seed, "task": catalogue.name_of(task)}
+    rows = resumed.fingerprint(support) if isinstance(method, Learner) else ""
+    more = {"task's settings": catalogue.settings_of(task), "encoder": identity(encoder), "rows": rows}
+    return {**named, **more, "version of medtame": version("medtame")}

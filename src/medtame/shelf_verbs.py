@@ -22,7 +22,7 @@ def methods(
     matrix: Annotated[bool, typer.Option("--matrix", help="Strategies by tasks, from the code.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The shelf of methods."""
+    """The shelf of methods; of one of them its formula, when to take it and when not, and its settings with their ranges."""
     from medtame import shelves
 
     if matrix:
@@ -30,7 +30,7 @@ def methods(
         say(record, *shelves.matrix_table(record), as_json=as_json)
     elif name:
         found = shelves.method(name)
-        say(found, ("", ""), [(key, shelves.plain(value)) for key, value in found.items()], as_json=as_json)
+        say(found, ("", ""), list(shelves.told(found)), as_json=as_json)
     else:
         listed(shelves.methods(), ("name", "strategy", "learning", "trains", "tasks"), as_json=as_json)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medtame import catalogue
+from medtame import catalogue, ranges
 from medtame.encoders import card, known
 from medtame.errors import MedtameError
 from medtame.literature import choose, links, tables
@@ -36,15 +36,47 @@ def methods() -> list[dict[str, Any]]:
 
 
 def method(name: str) -> dict[str, Any]:
-    """One method with its settings and what it says of itself."""
+    """One method with its settings, what each of them may be, and what the method says of itself."""
     kind = catalogue.settings_class(catalogue.METHODS, name)
     row = next(row for row in methods() if row["name"] == name)
+    first, _, rest = (kind.__doc__ or "").partition("\n\n")
     return {
         **row,
+        "gives": list(kind.gives),
+        "needs": sorted(kind.needs),
+        "towers": sorted(kind.towers),
         "literature": [cited(paper) for paper in row["papers"]],
         "settings": catalogue.settings_of(kind()),
-        "about": " ".join((kind.__doc__ or "").split()),
+        "ranges": ranges.of(kind),
+        "formula": " ".join(first.split()),
+        "good_when": kind.good_when,
+        "poor_when": kind.poor_when,
+        "about": " ".join(rest.split()),
     }
+
+
+SHOWN = {
+    "formula": "formula",
+    "good_when": "good when",
+    "poor_when": "poor when",
+    "cost": "cost",
+    "strategy": "strategy",
+    "learning": "learning",
+    "trains": "trains",
+    "gives": "gives",
+    "needs": "needs of the task",
+    "towers": "needs of the encoder",
+    "tasks": "tasks",
+}
+
+
+def told(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `method` found, a title and a text a line, without what is empty: what it is, when to take it, what can be set."""
+    limits = found["ranges"]
+    settings = [f"{name} = {value!r} ({ranges.words(limits[name])})" for name, value in found["settings"].items()]
+    lines = [(title, plain(found[key])) for key, title in SHOWN.items()]
+    lines += [("settings", "\n".join(settings)), ("literature", "\n".join(found["literature"])), ("about", found["about"])]
+    return [("name", found["name"]), *(line for line in lines if line[1])]
 
 
 def cited(paper: str) -> str:

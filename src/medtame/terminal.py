@@ -59,7 +59,7 @@ def progress(*, quiet: bool) -> Iterator[Report]:
             if of not in tasks:
                 for other in tasks.values():
                     bar.update(other, visible=False)
-                tasks[of] = bar.add_task(what, total=of)
+                tasks[of] = bar.add_task(what, total=of, completed=done)  # what was there before is not counted as speed
             bar.update(tasks[of], description=what, completed=done, visible=True)
 
         yield report

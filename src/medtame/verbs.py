@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import Volume, is_volume
-from medtame.errors import DataError, ImageError, PairError, RunError
+from medtame.errors import DataError, ImageError, MedtameError, PairError, RunError, StoppedError
+from medtame.learning.loop import Step
 from medtame.report import files
 from medtame.report.record import finite
 from medtame.run import Data, Run, encoder, load, open, opened_images
@@ -110,24 +112,54 @@ def check(
 
 
 def adapt(
-    data: Data, spec: str, method: str, settings: Mapping[str, Any], *, rows: str, out: Path, seed: int, watch: Progress, command: str
+    data: Data,
+    spec: str,
+    method: str,
+    settings: Mapping[str, Any],
+    *,
+    rows: str,
+    out: Path,
+    seed: int,
+    resume: bool,
+    watch: Progress,
+    command: str,
 ) -> dict[str, Any]:
     """Fit, save, and measure on the test rows where there are any that were not learnt from."""
-    free(out)
-    run = fit(
-        data, encoder(spec), method=method, settings=settings, rows=rows, seed=seed, watch=lambda step: watch(method, step.number, step.of)
-    )
-    run.save(out)
-    found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+    if not resume:
+        free(out)
+
+    def stepped(step: Step) -> None:
+        watch(f"{method}, loss {step.loss:.3g}", step.number, step.of)
+
+    try:
+        opened = encoder(spec, watch=lambda done, of: watch("encoding images", done, of))
+        run = fit(data, opened, method=method, settings=settings, rows=rows, out=out, seed=seed, resume=resume, watch=stepped)
+    except KeyboardInterrupt as stopped:
+        raise StoppedError(str(stopped)) if stopped.args else stopped from None
+    finally:
+        with suppress(OSError):
+            out.rmdir()  # where nothing was written
+    notes = [run.about["resumed"]] if "resumed" in run.about else []
+    try:
+        found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+    except (MedtameError, KeyboardInterrupt) as error:
+        carded(run, data, {}, [*notes, "Not measured yet."], out, command)
+        kept = f"the fitted run is kept in {out}: measure it with medtame evaluate"
+        raise (StoppedError(f"stopped; {kept}") if isinstance(error, KeyboardInterrupt) else MedtameError(f"{error}; {kept}")) from None
     metrics = {name: asdict(interval) for name, interval in found.items()}
+    return carded(run, data, metrics, notes + [refused] * bool(refused), out, command)
+
+
+def carded(run: Run, data: Data, metrics: dict[str, Any], notes: list[str], out: Path, command: str) -> dict[str, Any]:
+    """The record of a run that `adapt` made, with its card written."""
     record: dict[str, Any] = {
         "schema": 1,
         "task": catalogue.name_of(data.task),
-        "method": method,
+        "method": catalogue.name_of(run.method),
         "run": str(out.absolute()),
         "metrics": metrics,
         "command": command,
-        "notes": [refused] if refused else [],
+        "notes": notes,
     }
     record = finite(record)
     seen.card(run, record, out)

@@ -20,7 +20,7 @@ from medtame.comparison.recommendation import on_test, recommended
 from medtame.data import duplicates, quick_check
 from medtame.data.draws import REGIMES
 from medtame.data.splits import folds
-from medtame.errors import DataError, MedtameError, PairError, SettingsError, UnknownNameError
+from medtame.errors import DataError, LearningError, MedtameError, PairError, SettingsError, UnknownNameError
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
 from medtame.report import html, record
@@ -292,7 +292,7 @@ def run_cells(grid: Grid, asked: Asked, watch: Progress) -> tuple[budget.Plan, d
         try:
             found.setdefault((cell.method, cell.shots), []).append(grid.run(cell, time.perf_counter))
         except MedtameError as error:
-            if asked.named or cell.method in asked.references:
+            if cell.method in asked.references or (asked.named and not isinstance(error, LearningError)):
                 raise
             plan.refused[cell.method] = str(error)
             del plan.draws[cell.method]

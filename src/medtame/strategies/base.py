@@ -38,6 +38,8 @@ class Method(ABC):
     stores_support: ClassVar[bool] = False  # the run holds features or texts of training rows
     trains: ClassVar[str] = "nothing"  # what is fitted, in a few words
     cost: ClassVar[str] = "milliseconds on cached features"
+    good_when: ClassVar[str] = ""  # what speaks for it, in half a sentence; of a learner always there
+    poor_when: ClassVar[str] = ""  # what speaks against it
     papers: ClassVar[tuple[str, ...]] = ()  # arxiv:…, doi:…, or a full reference
 
     @abstractmethod

@@ -37,6 +37,8 @@ class Affine(Method):
     gives = ("grids",)
     needs = frozenset({"pair"})
     cost = "seconds a pair, at predict"
+    good_when = "heads or organs that only moved and were scaled between two images"
+    poor_when = "organs that bend, or one small structure inside a large frame that fills the image"
     papers = ("doi:10.1109/TMI.2003.809072",)
     iterations: Annotated[int, Field(ge=1)] = 100
 

@@ -46,6 +46,8 @@ class BSpline(Method):
     gives = ("grids",)
     needs = frozenset({"pair"})
     cost = "seconds a pair, at predict"
+    good_when = "soft organs of one or two modalities, where an affine map is not enough"
+    poor_when = "large rotations, and fields that must not fold: nothing holds the spline smooth"
     papers = ("doi:10.1109/42.796284", "doi:10.1109/TMI.2003.809072")
     cells: Annotated[int, Field(ge=1)] = 12
     iterations: Annotated[int, Field(ge=1)] = 50

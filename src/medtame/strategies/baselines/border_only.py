@@ -47,6 +47,8 @@ class BorderOnly(Method):
     stores_support = True
     trains = "nothing: borders of normals are kept"
     cost = "milliseconds"
+    good_when = "as a control: what it finds is owed to how images were acquired"
+    poor_when = "as a detector: it looks at no tissue"
     papers = ("doi:10.1371/journal.pmed.1002683", "doi:10.1038/s42256-021-00338-7")
     width: Annotated[int, Field(gt=0, lt=SIDE // 2)] = 3
 

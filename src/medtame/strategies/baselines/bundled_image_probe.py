@@ -56,6 +56,8 @@ class BundledImageProbe(Method):
     needs = frozenset({"labels"})
     trains = "a linear layer on frozen features of another encoder"
     cost = "seconds on cached features; the first time a pass of every image through `bundled`"
+    good_when = "as the bar that a large or medical encoder has to pass"
+    poor_when = "questions in words: it reads none"
     papers = ("arxiv:1905.11946", "arxiv:2103.00020")
     other: Annotated[str, Field(min_length=1)] = "bundled"
     inverse_penalty: Annotated[float, Field(gt=0)] = 100.0

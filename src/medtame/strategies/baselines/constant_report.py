@@ -52,6 +52,8 @@ class ConstantReport(Method):
     stores_support = True  # one report
     trains = "nothing: a support report is chosen"
     cost = "milliseconds"
+    good_when = "as the bar that a report writer has to pass"
+    poor_when = "as a report of a patient: it is the same for all"
     papers = ("Boag et al., Baselines for chest X-ray report generation, PMLR 116, 2020",)
 
     def fit(self, problem: Problem) -> Adapted:

@@ -63,6 +63,8 @@ class Demons(Method):
     gives = ("grids",)
     needs = frozenset({"pair"})
     cost = "seconds a pair, at predict"
+    good_when = "two images of one modality that differ by a smooth warp"
+    poor_when = "two modalities: it compares intensities"
     papers = ("doi:10.1016/S1361-8415(98)80022-4", "doi:10.1016/j.neuroimage.2008.10.040")
     smoothing_pixels: Annotated[float, Field(gt=0)] = 1.0
     iterations: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (60, 40, 20)

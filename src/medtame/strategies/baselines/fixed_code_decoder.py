@@ -50,6 +50,8 @@ class FixedCodeDecoder(Learner):
     towers = frozenset({"grid"})
     trains = "an upsampling decoder with a pixel stem; the encoder stays frozen"
     cost = "a minute on cached features"
+    good_when = "known structures, and as the bar that prompted segmentation has to pass"
+    poor_when = "a structure without training masks: it cannot be asked for a new word"
     papers = ("arxiv:1709.07871", "arxiv:2301.00785")
     steps: Annotated[int, Field(ge=0)] = 400
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3

@@ -53,6 +53,8 @@ class FixedCodeDetector(Learner):
     towers = frozenset({"grid"})
     trains = "an upsampling decoder with a pixel stem; the encoder stays frozen"
     cost = "minutes on cached features"
+    good_when = "known classes, and as the bar that prompted detection has to pass"
+    poor_when = "a class without training boxes: it cannot be asked for a new word"
     papers = ("arxiv:1904.07850", "arxiv:1709.07871")
     steps: Annotated[int, Field(ge=0)] = 2000
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3

@@ -29,6 +29,8 @@ class IdentityTransform(Method):
     needs = frozenset({"pair"})
     trains = "nothing"
     cost = "nothing"
+    good_when = "as the state before registration"
+    poor_when = "as a registration: nothing moves"
     papers = ("doi:10.1016/j.neuroimage.2008.12.037",)
 
     def fit(self, problem: Problem) -> Adapted:

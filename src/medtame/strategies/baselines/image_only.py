@@ -36,6 +36,8 @@ class ImageOnly(Method):
     needs = frozenset({"labels", "questions"})
     trains = "a linear layer on the image's vector"
     cost = "seconds on cached features"
+    good_when = "as a control: what can be answered without reading the question"
+    poor_when = "questions whose answer depends on what is asked"
     papers = ("arxiv:1612.00837",)
     inverse_penalty: Annotated[float, Field(gt=0)] = 10.0
 

@@ -34,6 +34,8 @@ class MajorityByQuestion(Method):
 
     needs = frozenset({"labels", "questions"})
     trains = "counts of answers"
+    good_when = "as a control: what the kind of question alone gives away"
+    poor_when = "answers that depend on the image"
     papers = ("arxiv:1505.00468",)
 
     def fit(self, problem: Problem) -> Adapted:

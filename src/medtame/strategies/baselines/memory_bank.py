@@ -39,6 +39,8 @@ class MemoryBank(Method):
     stores_support = True
     trains = "nothing: patches of normals are kept"
     cost = "a second on cached features"
+    good_when = "normal images alone are at hand and all were taken alike"
+    poor_when = "normals that vary much, or another scanner at test time"
     papers = ("arxiv:2106.08265",)
     patches: Annotated[int, Field(gt=0)] = 2000
     side: Annotated[int, Field(gt=0)] = 14

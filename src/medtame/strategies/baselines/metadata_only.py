@@ -78,6 +78,8 @@ class MetadataOnly(Method):
     needs = frozenset({"labels", "metadata"})
     trains = "a linear layer on metadata"
     cost = "seconds: the head of every file is read"
+    good_when = "as a control: does a class follow from scanner, site, sex or age"
+    poor_when = "as a classifier: it reads no pixel"
     papers = ("doi:10.1371/journal.pmed.1002683",)
     inverse_penalty: Annotated[float, Field(gt=0)] = 1.0
     iterations: Annotated[int, Field(gt=0)] = 1000

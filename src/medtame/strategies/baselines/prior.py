@@ -32,6 +32,8 @@ class Prior(Method):
     needs = frozenset({"labels"})
     trains = "class frequencies"
     cost = "milliseconds"
+    good_when = "as the level of chance"
+    poor_when = "as a classifier: it reads neither image nor words"
     papers = ("doi:10.1109/ICPR.2010.764",)
 
     def fit(self, problem: Problem) -> Adapted:

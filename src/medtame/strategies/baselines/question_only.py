@@ -40,6 +40,8 @@ class QuestionOnly(Method):
     reads = frozenset({"rows"})
     trains = "a linear layer on the question's embedding"
     cost = "seconds on cached features"
+    good_when = "as a control: how much can be answered without the image"
+    poor_when = "answers that depend on the image"
     papers = ("doi:10.1038/sdata.2018.251",)
     folds: Annotated[int, Field(ge=2)] = 3
     inverse_penalties: tuple[float, ...] = (3.0, 30.0, 300.0)

@@ -79,6 +79,8 @@ class Unet(Learner):
     towers = frozenset({"grid"})
     trains = "a U-Net on the pixels, from random weights"
     cost = "a few minutes"
+    good_when = "dozens of masks or more, and as the bar for frozen encoders"
+    poor_when = "a handful of masks, or structures that are only named"
     papers = ("arxiv:1505.04597", "doi:10.1007/978-3-030-12029-0_40")
     steps: Annotated[int, Field(ge=0)] = 400
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3

@@ -130,6 +130,8 @@ class ChatModel(Method):
     reads = frozenset({"candidates", "rows"})
     stores_support = True  # the examples, where there are any
     cost = "a request to the server for each image and question, longer by each example"
+    good_when = "a strong model answers behind a server and there are few or no labels"
+    poor_when = "probabilities are needed, images may not leave, or there are thousands of questions"
     papers = ("arxiv:2304.08485", "arxiv:2204.14198")
     model: str = ""
     examples: Annotated[int, Field(ge=0, le=64)] = 0

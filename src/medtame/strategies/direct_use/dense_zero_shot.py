@@ -58,6 +58,8 @@ class DenseZeroShot(Method):
     towers = frozenset({"text", "grid"})
     new_words = True
     reads = frozenset({"rows"})
+    good_when = "no mask at all, and an encoder whose words know the structures"
+    poor_when = "small structures, and wherever a few masks can be drawn: decoders are far better"
     papers = ("arxiv:2112.01071", "arxiv:2304.05653", "arxiv:2407.12442")
     background: tuple[str, ...] = BACKGROUND
 

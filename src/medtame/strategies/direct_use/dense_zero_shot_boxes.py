@@ -76,6 +76,8 @@ class DenseZeroShotBoxes(Method):
     towers = frozenset({"text", "grid"})
     new_words = True
     reads = frozenset({"candidates"})
+    good_when = "no box at all, and an encoder whose words know the objects"
+    poor_when = "objects smaller than a cell, or that touch: they are missed or become one box"
     papers = ("arxiv:2112.01071", "arxiv:2304.05653")
     background: Annotated[tuple[str, ...], Field(min_length=1)] = BACKGROUND
     least: Annotated[float, Field(ge=0, lt=1)] = 0.0005

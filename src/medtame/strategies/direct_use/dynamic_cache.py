@@ -106,6 +106,8 @@ class DynamicCache(Method):
     towers = frozenset({"text"})
     trains = "nothing at fit; caches of query rows at predict"
     cost = "a tenth of a millisecond a row and order, at predict"
+    good_when = "zero-shot is already good and the test images differ from its training"
+    poor_when = "zero-shot is poor, or rows come one by one: never above zero-shot here with `bundled`"
     papers = ("arxiv:2403.18293",)
     positive_size: Annotated[int, Field(ge=1)] = 3
     negative_size: Annotated[int, Field(ge=1)] = 2

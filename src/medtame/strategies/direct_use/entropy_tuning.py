@@ -98,6 +98,8 @@ class EntropyTuning(Method):
     towers = frozenset({"text", "image_modules"})
     trains = "nothing at fit; norm layers of the image tower at predict, forgotten after it"
     cost = "at predict: three passes through the image tower for each row of a step, and one a row"
+    good_when = "zero-shot is already good and all images come from one new scanner"
+    poor_when = "zero-shot is poor (it grows surer of errors), or images come one by one"
     papers = ("arxiv:2006.10726",)
     steps: Annotated[int, Field(ge=0)] = 4
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

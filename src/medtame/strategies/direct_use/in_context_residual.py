@@ -53,6 +53,8 @@ class InContextResidual(Method):
     needs = frozenset({"normals"})
     stores_support = True
     trains = "nothing: a few normals are kept as examples"
+    good_when = "one to eight normal images are all there is"
+    poor_when = "normals are many (memory_bank) or look unlike each other"
     papers = ("arxiv:2403.06495",)
     examples: Annotated[int, Field(gt=0)] = 16
     side: Annotated[int, Field(gt=0)] = 14

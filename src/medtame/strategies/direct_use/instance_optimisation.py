@@ -76,6 +76,8 @@ class InstanceOptimisation(Method):
     gives = ("grids",)
     needs = frozenset({"pair"})
     cost = "seconds a pair, at predict"
+    good_when = "single pairs, also of two modalities, with seconds to spend on each"
+    poor_when = "very large shifts, or thousands of pairs"
     papers = ("arxiv:1809.05231", "doi:10.1109/42.796284")
     cells: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 8, 24, 64)
     steps: Annotated[int, Field(ge=0)] = 40

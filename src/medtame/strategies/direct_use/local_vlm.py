@@ -119,6 +119,8 @@ class LocalVlm(Method):
     new_words = True
     reads = frozenset({"candidates", "rows"})
     cost = "a pass of the generative model for each image and option: seconds to minutes an image without a graphics card"
+    good_when = "a generative model lies on this machine, and images may not leave it"
+    poor_when = "no graphics card, or a model whose answers were never checked on such images"
     papers = ("arxiv:2304.08485", "arxiv:2504.05299")
     model: str = ""
     scoring: Literal["likelihood", "generated"] = "likelihood"

@@ -65,6 +65,8 @@ class LowEntropyCache(Method):
     towers = frozenset({"text"})
     trains = "nothing at fit; a cache of query rows at predict"
     cost = "microseconds a row, at predict"
+    good_when = "zero-shot is already good and all rows are asked together"
+    poor_when = "zero-shot is poor (its sure errors spread), or rows come one by one"
     papers = ("arxiv:2403.18293",)
     size: Annotated[int, Field(ge=1)] = 3
     weight: Annotated[float, Field(ge=0)] = 0.02

@@ -69,6 +69,8 @@ class OptimalTransport(Method):
     reads = frozenset({"candidates"})
     towers = frozenset({"text"})
     trains = "class shares of the support"
+    good_when = "the shares of the classes among the rows asked are known from the support"
+    poor_when = "the support was balanced and the rows are not, or rows come one by one"
     papers = ("arxiv:1306.0895", "arxiv:2505.24693")
     softness: Annotated[float, Field(gt=0)] = 1.0
     iterations: Annotated[int, Field(ge=1)] = 100

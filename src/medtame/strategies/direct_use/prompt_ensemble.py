@@ -62,6 +62,8 @@ class PromptEnsemble(Method):
     unlabelled = True
     towers = frozenset({"text"})
     trains = "a weight a prompt, in closed form"
+    good_when = "several sentences a class, of which some suit the images better"
+    poor_when = "all sentences are equally good, or none knows the classes"
     papers = ("arxiv:2302.06235",)
     sharpness: Annotated[float, Field(ge=0)] = 1.0
 

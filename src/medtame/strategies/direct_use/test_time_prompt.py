@@ -130,6 +130,8 @@ class TestTimePrompt(Method):
     reads = frozenset({"candidates", "rows"})
     trains = "nothing at fit; a context for each image at predict"
     cost = "seconds an image at predict: a pass through the image tower for each view, and through the text tower"
+    good_when = "no label at all, a good zero-shot, and seconds to spend on each image"
+    poor_when = "zero-shot is poor, or what matters is small enough to fall out of a crop"
     papers = ("arxiv:2209.07511", "arxiv:2403.14119")
     views: Annotated[int, Field(ge=1, le=255)] = 15
     kept: Annotated[float, Field(gt=0, le=1)] = 0.2

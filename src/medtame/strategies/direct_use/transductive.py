@@ -112,6 +112,8 @@ class Transductive(Method):
     towers = frozenset({"text"})
     trains = "nothing at fit; means and a variance of the query rows at predict"
     cost = "seconds on cached features, at predict"
+    good_when = "zero-shot is good, and hundreds of rows are asked together"
+    poor_when = "zero-shot is right in less than about a third of rows, or rows come one by one"
     papers = ("arxiv:2406.01837",)
     rounds: Annotated[int, Field(ge=0)] = 10
     steps_inside: Annotated[int, Field(ge=1)] = 5

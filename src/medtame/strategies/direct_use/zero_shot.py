@@ -27,6 +27,8 @@ class ZeroShot(Method):
     reads = frozenset({"candidates", "rows"})
     starts_at_zero_shot = True
     towers = frozenset({"text"})
+    good_when = "no labels, and an encoder whose words know the classes"
+    poor_when = "an encoder that saw no medical text: it is near chance there"
     papers = ("arxiv:2103.00020",)
 
     def fit(self, problem: Problem) -> Adapted:

@@ -34,6 +34,8 @@ class ZeroShotStates(Method):
     needs = frozenset({"states"})
     towers = frozenset({"text"})
     reads = frozenset({"candidates"})
+    good_when = "no image to learn from, and an encoder whose words know the findings"
+    poor_when = "normal images are at hand: a memory of them is better"
     papers = ("arxiv:2303.14814",)
     windows: Annotated[tuple[int, ...], Field(min_length=1)] = (1, 2, 3)
 

@@ -74,6 +74,8 @@ class LateFusion(Method):
     reads = frozenset({"candidates", "rows"})
     trains = "two linear maps in closed form, and a weight"
     cost = "seconds on cached features"
+    good_when = "queries come with words, such as the history of a request"
+    poor_when = "queries have no words: it refuses them"
     papers = ("doi:10.1109/34.667881",)
 
     def fit(self, problem: Problem) -> Adapted:

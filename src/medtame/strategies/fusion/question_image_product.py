@@ -89,6 +89,8 @@ class QuestionImageProduct(Method):
     stores_support = True
     trains = "a kernel ridge regression on questions x images, in closed form"
     cost = "seconds on cached features"
+    good_when = "a few hundred questions with answers, of which many come again"
+    poor_when = "answers in free words that no support row has"
     papers = ("arxiv:1805.07932", "doi:10.1080/00401706.1970.10488634")
     look: Look = "grid"
     width: Annotated[float, Field(gt=0)] = 1.0

@@ -84,6 +84,8 @@ class TextAndMemory(Method):
     stores_support = True
     trains = "nothing: patches of normals are kept, one weight is chosen"
     cost = "seconds on cached features"
+    good_when = "normals and sentences of what is abnormal; words that say nothing get no weight"
+    poor_when = "too few normals to leave some out: the weight is then fixed"
     papers = ("arxiv:2303.14814", "arxiv:2106.08265")
     weights: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] = (0.25, 0.0, 0.5, 0.75)
     patches: Annotated[int, Field(gt=0)] = 2000

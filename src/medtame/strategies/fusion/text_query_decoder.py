@@ -65,6 +65,8 @@ class TextQueryDecoder(Learner):
     reads = frozenset({"rows"})
     trains = "an upsampling decoder with a pixel stem; encoder and text stay frozen"
     cost = "a minute on cached features"
+    good_when = "ten masks or more, one network for many structures, and new prompts"
+    poor_when = "known structures alone: a fixed code does as well"
     papers = ("arxiv:2112.10003", "arxiv:2111.15174", "arxiv:2301.00785", "arxiv:1709.07871")
     steps: Annotated[int, Field(ge=0)] = 400
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3

@@ -58,6 +58,8 @@ class TextQueryDetector(Learner):
     reads = frozenset({"candidates"})
     trains = "an upsampling decoder with a pixel stem; encoder and text stay frozen"
     cost = "minutes on cached features"
+    good_when = "some hundred boxes, one network for many classes, and new words"
+    poor_when = "known classes alone: a fixed code does as well"
     papers = ("arxiv:1904.07850", "arxiv:2112.10003", "arxiv:1709.07871")
     steps: Annotated[int, Field(ge=0)] = 2000
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3

@@ -43,6 +43,8 @@ class Biomedcoop(Learner):
     starts_at_zero_shot = True
     trains = "the first word vectors of the prompt"
     cost = "seconds: passes through the text tower"
+    good_when = "1 to 16 images a class and good descriptions of each class"
+    poor_when = "an encoder whose words do not know the descriptions: they hold it back"
     papers = ("arxiv:2411.15232",)
     file: str = ""
     closeness: Annotated[float, Field(ge=0)] = 1.0

@@ -88,6 +88,8 @@ class ConceptBottleneck(Method):
     towers = frozenset({"text"})
     trains = "a sparse linear layer on concept scores"
     cost = "seconds on cached features"
+    good_when = "a reader must see which findings led to the answer"
+    poor_when = "an encoder that does not know the findings' words: below a plain probe here"
     papers = ("arxiv:2007.04612", "arxiv:2211.11158")
     file: str = ""
     template: Annotated[str, Field(min_length=1)] = "an image that shows {finding}"

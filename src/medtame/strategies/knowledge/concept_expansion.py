@@ -106,6 +106,8 @@ class ConceptExpansion(Method):
     stores_support = True
     trains = "two linear maps in closed form; a vocabulary of the support texts"
     cost = "seconds on cached features"
+    good_when = "hundreds of pairs whose texts are told apart by single words"
+    poor_when = "few pairs; no measurable gain over linear_maps here"
     papers = ("doi:10.1016/0306-4573(88)90021-0",)
     least: Annotated[int, Field(ge=1)] = 3
 

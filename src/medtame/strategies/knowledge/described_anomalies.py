@@ -80,6 +80,8 @@ class DescribedAnomalies(Method):
     reads = frozenset({"findings"})
     trains = "a linear layer on patches of the image tower's maps"
     cost = "seconds, and a pass of the made images through the image tower"
+    good_when = "normals, and sentences that say darker, brighter, size or outline"
+    poor_when = "findings that are no local change of grey or texture"
     papers = ("arxiv:2405.11315",)
     findings: tuple[str, ...] = ()
     file: str = ""

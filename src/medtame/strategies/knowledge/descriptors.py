@@ -52,6 +52,8 @@ class Descriptors(Method):
 
     reads = frozenset({"findings", "owned_findings", "rows"})
     towers = frozenset({"text"})
+    good_when = "no labels, and an encoder that knows the words of findings"
+    poor_when = "an encoder of everyday words: below zero-shot more often than above here"
     papers = ("arxiv:2210.07183",)
     file: str = ""
     template: Annotated[str, Field(min_length=1)] = "{class}, which shows {finding}"

@@ -155,6 +155,8 @@ class IntermediateAnswers(Method):
     stores_support = True
     trains = "linear probes of modality, plane and organ, then a kernel ridge regression"
     cost = "seconds on cached features"
+    good_when = "questions that turn on modality, plane or organ"
+    poor_when = "questions about findings alone, or few of them"
     papers = ("arxiv:2007.04612",)
     width: Annotated[float, Field(gt=0)] = 1.0
 

@@ -72,6 +72,8 @@ class Ontology(Method):
     needs = frozenset({"labels", "one_label"})
     reads = frozenset({"candidates"})  # where `over` does
     trains = "what `over` trains; a linear layer by default"
+    good_when = "some errors are milder than others and probabilities can be trusted"
+    poor_when = "balanced accuracy is what counts: it does not see mildness"
     papers = ("arxiv:2104.00795",)
     over: str | Method = field(default="linear_probe", metadata={"part": "medtame.strategies"})
     file: str = ""

@@ -93,6 +93,8 @@ class ReportExpansion(Method):
     stores_support = True
     trains = "two linear maps in closed form, and a weight"
     cost = "seconds on cached features"
+    good_when = "hundreds of image-text pairs with several alike"
+    poor_when = "few pairs: the folds then choose to do nothing"
     papers = ("arxiv:2302.11352", "Rocchio, Relevance feedback in information retrieval, 1971")
 
     def fit(self, problem: Problem) -> Adapted:

@@ -67,6 +67,8 @@ class RetrievalAugmented(Method):
     reads = frozenset({"candidates", "rows"})
     stores_support = True
     trains = "nothing: support rows are kept"
+    good_when = "training rows with texts, and an answer that must show its like"
+    poor_when = "few rows a class, or training images that may not be stored"
     papers = ("arxiv:2202.11233",)
     neighbours: Annotated[int, Field(ge=1)] = 8
     use_texts: bool = True

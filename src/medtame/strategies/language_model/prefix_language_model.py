@@ -137,6 +137,8 @@ class PrefixLanguageModel(Learner):
     stores_support = True  # the words of its texts
     trains = "a small causal transformer and the map of image vectors into it"
     cost = "tens of seconds on cached features"
+    good_when = "hundreds of short texts that repeat themselves"
+    poor_when = "rare findings: it writes what it has read often"
     papers = ("arxiv:2111.09734", "arxiv:2309.09812")
     steps: Annotated[int, Field(ge=0)] = 240
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -55,6 +55,8 @@ class BiasAndNormTuning(Learner):
     starts_at_zero_shot = True
     trains = "biases and norm layers of the image tower"
     cost = "minutes: passes through the image tower"
+    good_when = "images of another scanner or contrast, 8 a class or more"
+    poor_when = "a class or two images a class, or minutes cannot be spent: use clap"
     papers = ("arxiv:2106.10199", "arxiv:2409.16223")
     steps: Annotated[int, Field(ge=0)] = 60
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3

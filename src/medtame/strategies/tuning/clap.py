@@ -59,6 +59,8 @@ class Clap(Learner):
     starts_at_zero_shot = True
     trains = "class prototypes in the text's space"
     cost = "a second on cached features"
+    good_when = "1 to 16 images a class beside words that know the classes"
+    poor_when = "words that do not know the classes: a plain probe is better from 4 images on"
     papers = ("arxiv:2312.12730",)
     steps: Annotated[int, Field(ge=0)] = 300
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -48,6 +48,8 @@ class ClipAdapter(Learner):
     reads = frozenset({"candidates", "rows"})
     trains = "a bottleneck network on the image vector"
     cost = "seconds on cached features"
+    good_when = "4 images a class or more, and new candidates may be asked later"
+    poor_when = "1 image a class: it starts at random and may fall below zero-shot"
     papers = ("arxiv:2110.04544",)
     steps: Annotated[int, Field(ge=0)] = 300
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -60,6 +60,8 @@ class Cocoop(Learner):
     starts_at_zero_shot = True
     trains = "the first word vectors of the prompt, and a small network that moves them"
     cost = "minutes: an image has its own passes through the text tower, also at prediction"
+    good_when = "new classes will be asked after learning, and words that know them"
+    poor_when = "many classes or images: every image has prompts of its own, so it is slow"
     papers = ("arxiv:2203.05557",)
     steps: Annotated[int, Field(ge=0)] = 50
     learning_rate: Annotated[float, Field(gt=0)] = 0.2

@@ -38,6 +38,8 @@ class Coop(Learner):
     starts_at_zero_shot = True
     trains = "the first word vectors of the prompt"
     cost = "seconds: passes through the text tower"
+    good_when = "4 images a class or more, and a text tower that knows the classes"
+    poor_when = "1 or 2 images a class, or words that do not know them: use clap or a probe"
     papers = ("arxiv:2109.01134",)
     steps: Annotated[int, Field(ge=0)] = 100
     learning_rate: Annotated[float, Field(gt=0)] = 0.2

@@ -58,6 +58,8 @@ class CrossModalProbe(Learner):
     starts_at_zero_shot = True
     trains = "class prototypes in the text's space"
     cost = "a second on cached features"
+    good_when = "1 to 4 images a class beside words of middling use"
+    poor_when = "words that say nothing: half of the loss is theirs"
     papers = ("arxiv:2301.06267",)
     steps: Annotated[int, Field(ge=0)] = 300
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -65,6 +65,8 @@ class FullFineTuning(Learner):
     reads = frozenset({"candidates", "rows"})
     trains = "all weights of the image tower, and class directions"
     cost = "minutes: passes through the image tower, and its gradients"
+    good_when = "hundreds of images, a graphics card, and images unlike the pretraining's"
+    poor_when = "few images, which are learnt by heart, or memory for less than four towers"
     papers = ("arxiv:2202.10054", "arxiv:2003.10555")
     probe_steps: Annotated[int, Field(ge=0)] = 100
     probe_learning_rate: Annotated[float, Field(gt=0)] = 3e-3

@@ -115,6 +115,8 @@ class Gda(Method):
     towers = frozenset({"text"})
     reads = frozenset({"candidates", "rows"})
     trains = "class means and one covariance, in closed form"
+    good_when = "4 images a class or more beside words that know the classes"
+    poor_when = "classes of very different spread: it has one covariance"
     papers = ("arxiv:2402.04087", "Kubokawa and Srivastava 2008, Journal of Multivariate Analysis 99")
     alpha: Annotated[float, Field(ge=0)] = 0.3
     shrinkage: Shrinkage = "ridge"

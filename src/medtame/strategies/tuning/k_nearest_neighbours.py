@@ -55,6 +55,8 @@ class KNearestNeighbours(Method):
     reads = frozenset({"rows"})
     stores_support = True
     trains = "a list of support features"
+    good_when = "many rows, and an answer that must show its like"
+    poor_when = "few rows a class, or training images that may not be stored"
     papers = ("arxiv:1805.01978",)
     neighbours: Annotated[int, Field(gt=0)] = 5
     temperature: Annotated[float, Field(gt=0)] = 0.07

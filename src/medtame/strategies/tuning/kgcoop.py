@@ -33,6 +33,8 @@ class Kgcoop(Learner):
     starts_at_zero_shot = True
     trains = "the first word vectors of the prompt"
     cost = "seconds: passes through the text tower"
+    good_when = "1 to 16 images a class, words that know them, and new classes later"
+    poor_when = "words that do not know the classes: the term holds it near them"
     papers = ("arxiv:2303.13283",)
     weight: Annotated[float, Field(ge=0)] = 8.0
     steps: Annotated[int, Field(ge=0)] = 100

@@ -47,6 +47,8 @@ class LastBlocks(Learner):
     starts_at_zero_shot = True
     trains = "the last blocks of the image tower"
     cost = "seconds to minutes: one pass through the image tower, then its last blocks"
+    good_when = "dozens of images a class and few minutes: the fastest way to move weights"
+    poor_when = "a few images a class: a probe does as well for a thousandth of the time"
     papers = ("arxiv:2210.11466",)
     blocks: Annotated[int, Field(gt=0)] = 1
     precision: Precision = "float32"

@@ -56,6 +56,8 @@ class LearnedStates(Learner):
     towers = frozenset({"text"})
     trains = "the word vectors of two prompts"
     cost = "seconds: passes of two sentences through the text tower"
+    good_when = "normals, and an encoder whose words lie near its maps"
+    poor_when = "an encoder of everyday words: a memory of normals is better"
     papers = ("arxiv:2310.18961",)
     steps: Annotated[int, Field(ge=0)] = 100
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2

@@ -55,6 +55,8 @@ class LinearMaps(Method):
     reads = frozenset({"candidates"})
     trains = "a linear map of images and one of texts, in closed form"
     cost = "seconds on cached features"
+    good_when = "fifty image-text pairs or more: the plain reference, in closed form"
+    poor_when = "single words must be told apart: sentences are one vector each"
     papers = ("doi:10.1093/biomet/28.3-4.321", "doi:10.1016/0304-4076(76)90010-5")
 
     def fit(self, problem: Problem) -> Adapted:

@@ -46,6 +46,8 @@ class LinearProbe(Method):
     needs = frozenset({"labels"})
     reads = frozenset({"rows"})
     trains = "a linear layer on frozen features"
+    good_when = "16 images a class or more: the plain reference"
+    poor_when = "1 or 2 images a class beside words that know the classes"
     papers = ("arxiv:2103.00020",)
     inverse_penalty: Annotated[float, Field(gt=0)] = 100.0
     iterations: Annotated[int, Field(gt=0)] = 1000

@@ -114,6 +114,8 @@ class Lora(Learner):
     starts_at_zero_shot = True
     trains = "low-rank changes of the image tower, the text tower, or both"
     cost = "minutes: passes through the image tower"
+    good_when = "a vision transformer, 16 images a class or more, and minutes"
+    poor_when = "few images, or a convolutional network: no benefit over a probe on `bundled`"
     papers = ("arxiv:2106.09685", "arxiv:2405.18541")
     rank: Annotated[int, Field(gt=0)] = 4
     alpha: Annotated[float, Field(gt=0)] = 8.0

@@ -71,6 +71,8 @@ class LpPlusPlus(Learner):
     reads = frozenset({"candidates", "rows"})
     trains = "a linear layer on frozen features and a blend with the text a class"
     cost = "a second on cached features"
+    good_when = "4 images a class or more, with words of unknown use: it weighs them"
+    poor_when = "1 image a class beside words that know the classes"
     papers = ("arxiv:2404.02285", "arxiv:2409.03868")
     steps: Annotated[int, Field(ge=0)] = 300
 

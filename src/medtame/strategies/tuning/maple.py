@@ -36,6 +36,8 @@ class Maple(Learner):
     reads = frozenset({"candidates", "rows"})
     trains = "a context in the text tower's blocks, and linear layers to the image tower's"
     cost = "minutes: passes through both towers"
+    good_when = "16 images a class, a vision transformer, and words that know the classes"
+    poor_when = "no transformer, 1 or 2 images a class, or no minutes: it passes through both towers"
     papers = ("arxiv:2210.03117",)
     depth: Annotated[int, Field(gt=0)] = 9
     steps: Annotated[int, Field(ge=0)] = 60

@@ -29,6 +29,8 @@ class NearestPrototype(Method):
     needs = frozenset({"labels"})
     reads = frozenset({"rows"})
     trains = "class means"
+    good_when = "a few images a class, nothing to choose, new classes at any time"
+    poor_when = "classes that are no single cluster"
     papers = ("arxiv:1911.04623",)
 
     def fit(self, problem: Problem) -> Adapted:

@@ -33,6 +33,8 @@ class Prograd(Learner):
     starts_at_zero_shot = True
     trains = "the first word vectors of the prompt"
     cost = "seconds: passes through the text tower"
+    good_when = "1 to 8 images a class beside words that know the classes"
+    poor_when = "words that do not know the classes: it may not leave them"
     papers = ("arxiv:2205.14865",)
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
     steps: Annotated[int, Field(ge=0)] = 100

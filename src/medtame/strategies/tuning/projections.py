@@ -69,6 +69,8 @@ class Projections(Learner):
     reads = frozenset({"candidates"})
     trains = "a linear projection of images and one of texts"
     cost = "seconds to a minute on cached features"
+    good_when = "thousands of image-text pairs"
+    poor_when = "hundreds of pairs: linear_maps is better and faster"
     papers = ("arxiv:2010.00747", "arxiv:2103.00020")
     steps: Annotated[int, Field(ge=0)] = 100
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

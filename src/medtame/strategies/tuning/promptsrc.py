@@ -38,6 +38,8 @@ class Promptsrc(Learner):
     reads = frozenset({"candidates", "rows"})
     trains = "prompts in the blocks of both towers"
     cost = "minutes: passes through both towers"
+    good_when = "16 images a class, a vision transformer, and new classes later"
+    poor_when = "no transformer, words that do not know the classes, or no minutes"
     papers = ("arxiv:2307.06948",)
     depth: Annotated[int, Field(gt=0)] = 9
     tokens: Annotated[int, Field(gt=0, le=200)] = 4

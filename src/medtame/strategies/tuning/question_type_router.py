@@ -53,6 +53,8 @@ class QuestionTypeRouter(Method):
     stores_support = True
     trains = "a kernel ridge regression a kind of question, in closed form"
     cost = "seconds on cached features"
+    good_when = "several kinds of question, twenty of each or more"
+    poor_when = "one kind of question, or few of each"
     papers = ("Kafle and Kanan, Answer-Type Prediction for Visual Question Answering, CVPR 2016",)
     least: Annotated[int, Field(ge=2)] = 20
 

@@ -79,6 +79,8 @@ class ResidualAdapters(Learner):
     reads = frozenset({"candidates"})
     trains = "a bottleneck network a map of the image tower"
     cost = "half a minute on cached features"
+    good_when = "normals in number, and an encoder whose words lie near its maps"
+    poor_when = "anomalies that look unlike made ones"
     papers = ("arxiv:2403.12570",)
     steps: Annotated[int, Field(ge=0)] = 100
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

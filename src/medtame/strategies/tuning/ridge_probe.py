@@ -78,6 +78,8 @@ class RidgeProbe(Method):
     needs = frozenset({"labels"})
     reads = frozenset({"rows"})
     trains = "a linear layer on frozen features, in closed form"
+    good_when = "2 images a class or more, and the fastest fit with a chosen penalty"
+    poor_when = "1 image a class: its penalty is then not chosen by data"
     papers = ("doi:10.1080/00401706.1970.10488634",)
     penalty: Annotated[float, Field(gt=0)] = 0.1
     features: View = "plain"

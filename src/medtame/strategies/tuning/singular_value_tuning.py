@@ -91,6 +91,8 @@ class SingularValueTuning(Learner):
     starts_at_zero_shot = True
     trains = "the singular values of the image tower's matrices"
     cost = "minutes: passes through the image tower"
+    good_when = "few images a class and minutes: few numbers learn"
+    poor_when = "classes whose features the encoder does not have, or no minutes"
     papers = ("arxiv:2509.03740",)
     steps: Annotated[int, Field(ge=0)] = 60
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2

@@ -60,6 +60,8 @@ class SoftTargetMaps(Method):
     reads = frozenset({"candidates"})
     trains = "a linear map of images and one of texts, in closed form"
     cost = "seconds on cached features"
+    good_when = "pairs whose texts say nearly the same of different cases"
+    poor_when = "pairs that are told apart: no measurable gain over linear_maps here"
     papers = ("arxiv:2210.10163",)
     temperature: Annotated[float, Field(gt=0)] = 0.2
 

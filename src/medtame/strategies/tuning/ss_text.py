@@ -43,6 +43,8 @@ class SsText(Method):
     towers = frozenset({"text"})
     reads = frozenset({"candidates", "rows"})
     trains = "class prototypes, in closed form"
+    good_when = "4 images a class or more, at once and in closed form"
+    poor_when = "1 image a class: often worse than zero-shot"
     papers = ("arxiv:2506.17500", "arxiv:2506.06076")
     shrinkage: Literal["uniform", "adaptive"] = "adaptive"
 

@@ -68,6 +68,8 @@ class SsTextUnlabelled(Method):
     reads = frozenset({"candidates", "rows"})
     unlabelled = True
     trains = "class prototypes, in closed form"
+    good_when = "few labels beside many images without, and weak words"
+    poor_when = "1 image a class beside words that know the classes: below zero-shot"
     papers = ("arxiv:2603.02959",)
     rounds: Annotated[int, Field(ge=1)] = 3
     sinkhorn_iterations: Annotated[int, Field(ge=1)] = 10

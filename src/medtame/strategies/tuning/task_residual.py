@@ -45,6 +45,8 @@ class TaskResidual(Learner):
     starts_at_zero_shot = True
     trains = "a residual beside each text vector"
     cost = "a second on cached features"
+    good_when = "1 to 16 images a class, and a second to spend"
+    poor_when = "1 image a class beside words that know the classes: a little is lost"
     papers = ("arxiv:2211.10277",)
     steps: Annotated[int, Field(ge=0)] = 200
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3

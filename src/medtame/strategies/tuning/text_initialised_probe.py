@@ -46,6 +46,8 @@ class TextInitialisedProbe(Learner):
     starts_at_zero_shot = True
     trains = "class prototypes in the text's space"
     cost = "a second on cached features"
+    good_when = "4 images a class or more, with words of unknown use"
+    poor_when = "1 image a class beside words that know the classes: it lets go of them"
     papers = ("arxiv:2312.12730",)
     steps: Annotated[int, Field(ge=0)] = 300
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

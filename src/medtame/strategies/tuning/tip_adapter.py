@@ -51,6 +51,8 @@ class TipAdapter(Method):
     reads = frozenset({"candidates", "rows"})
     stores_support = True
     trains = "a cache of support features"
+    good_when = "1 to 4 images a class beside words that know the classes"
+    poor_when = "words that do not know the classes: it keeps them in the answer"
     papers = ("arxiv:2207.09519",)
     alpha: Annotated[float, Field(ge=0)] = 1.0
     beta: Annotated[float, Field(gt=0)] = 5.5

@@ -50,6 +50,8 @@ class TipAdapterF(Learner):
     stores_support = True
     trains = "the keys of a cache of support features"
     cost = "a second on cached features"
+    good_when = "4 images a class or more beside words that know the classes"
+    poor_when = "1 image a class, or training features that may not be stored"
     papers = ("arxiv:2207.09519",)
     steps: Annotated[int, Field(ge=0)] = 100
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

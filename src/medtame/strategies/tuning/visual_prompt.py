@@ -36,6 +36,8 @@ class VisualPrompt(Learner):
     reads = frozenset({"candidates", "rows"})
     trains = "tokens in the blocks of the image tower"
     cost = "minutes: passes through the image tower"
+    good_when = "a vision transformer, 16 images a class or more, fixed words"
+    poor_when = "no transformer, a few images a class, or no minutes: use clap"
     papers = ("arxiv:2203.12119",)
     tokens: Annotated[int, Field(gt=0, le=200)] = 8
     depth: Annotated[int, Field(gt=0)] = 12
