@@ -57,6 +57,8 @@ class Contrastive(Learner):
     starts_at_zero_shot = True
     trains = "both towers, from the part that `train` names"
     cost = "minutes: passes through both towers"
+    good_when = "there are hundreds of pairs of your own and the encoder's text does not know them"
+    poor_when = "pairs are few: a closed-form map on frozen vectors (linear_maps) is safer and takes a second"
     papers = ("arxiv:2103.00020", "arxiv:2010.00747")
     train: Train = "last"
     blocks: Annotated[int, Field(gt=0)] = 1

@@ -54,6 +54,8 @@ class Sigmoid(Learner):
     starts_at_zero_shot = True
     trains = "both towers, from the part that `train` names"
     cost = "minutes: passes through both towers"
+    good_when = "batches must be small, since each pair counts by itself"
+    poor_when = "pairs are few: a closed-form map on frozen vectors (linear_maps) is safer and takes a second"
     papers = ("arxiv:2303.15343",)
     train: Train = "last"
     blocks: Annotated[int, Field(gt=0)] = 1

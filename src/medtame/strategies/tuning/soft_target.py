@@ -56,6 +56,8 @@ class SoftTarget(Learner):
     starts_at_zero_shot = True
     trains = "both towers, from the part that `train` names"
     cost = "minutes: passes through both towers"
+    good_when = "captions repeat each other nearly, so that other images' texts are not wrong"
+    poor_when = "the frozen text side does not tell your captions apart: its likeness is what is taught"
     papers = ("arxiv:2210.10163", "arxiv:2204.03610")
     temperature: Annotated[float, Field(gt=0)] = 0.1
     train: Train = "last"
