@@ -1,0 +1,361 @@
+"""Nearest rows by cosine: exactly by blocked products, or by sign bits with a second look in single precision.
+
+A sign bit says on which side of the mean a vector lies along one direction of a random rotation (Charikar 2002); the share of
+unequal bits grows with the angle. The first 128 bits of all rows are looked at, the other bits of those that are near by them, and the
+16-bit rows of the nearest by all bits. Distances of bits are the same by XOR and popcount (one query) and by a product of +1 and -1 (many).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medtame.features.neighbours import CHUNK, fast_16_bits
+from medtame.types import Array
+
+ROWS_AT_ONCE = 16_384
+ASKED_AT_ONCE = 64
+FIRST_WORDS = 2  # of 64 bits: looked at for every row
+FEW = 4  # queries; from so many on a product is faster than counting bits
+SAMPLED = 16_384  # rows by which the distance is guessed within which the wanted share lies
+MOST_CANDIDATES = 256  # a query and block; where 16 bits leave more, the block is worked out in single precision
+ROUNDED = 2.0**-7  # how far a cosine of rounded unit vectors may be off at most, their product rounded too
+
+
+@dataclass(frozen=True)
+class Found:
+    """Row numbers (Q, k), nearest first, and their cosines (Q, k), float32."""
+
+    rows: Array
+    cosines: Array
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Sign bits of n vectors: the first words (F, n), and the others (n, W - F), uint64."""
+
+    first: Array
+    rest: Array
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where sign bits are taken: the mean (D,) of the rows, and a rotation (D, D), float32."""
+
+    mean: Array
+    rotation: Array
+
+    @classmethod
+    def of(cls, parts: Sequence[Array], seed: int = 0) -> Frame:
+        total, dimension = sum(map(len, parts)), parts[0].shape[1]
+        summed = sum(
+            (part[start : start + ROWS_AT_ONCE].astype(np.float32).sum(0, dtype=np.float64) for part in parts for start in starts(len(part))),
+            np.zeros(dimension),
+        )
+        random = np.random.default_rng(seed).standard_normal((dimension, dimension))
+        return cls((summed / total).astype(np.float32), np.linalg.qr(random)[0].astype(np.float32))
+
+    def words(self, vectors: Tensor) -> Array:
+        """(n, W) uint64 of vectors (n, D) float32; bits beyond D are zero."""
+        turned = (vectors - torch.from_numpy(self.mean)) @ torch.from_numpy(self.rotation)
+        signs = np.zeros((len(vectors), -(-turned.shape[1] // 64) * 64), dtype=bool)
+        signs[:, : turned.shape[1]] = (turned > 0).numpy()
+        return np.packbits(signs, 1, bitorder="little").view("<u8")
+
+    def bits(self, rows: Array) -> Bits:
+        """Of rows (n, D) float16."""
+        made = [self.words(torch.from_numpy(rows[start : start + ROWS_AT_ONCE]).float()) for start in starts(len(rows))]
+        words = np.concatenate(made) if made else np.zeros((0, -(-rows.shape[1] // 64)), dtype=np.uint64)
+        return Bits(np.ascontiguousarray(words[:, :FIRST_WORDS].T), np.ascontiguousarray(words[:, FIRST_WORDS:]))
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How many rows are looked at: by all their bits, and then in single precision."""
+
+    by_bits: int
+    by_rows: int
+
+
+def starts(count: int) -> range:
+    return range(0, count, ROWS_AT_ONCE)
+
+
+# ---- rows in parts --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Unit vectors in parts (n, D) float16, which may lie in files, numbered through; with their sign bits where there are any."""
+
+    parts: Sequence[Array]
+    bits: Sequence[Bits] = ()
+    frame: Frame | None = None
+    edges: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edges", np.cumsum([0, *map(len, self.parts)]))
+
+    def __len__(self) -> int:
+        return int(self.edges[-1])
+
+    def rows(self, numbers: Array) -> Tensor:
+        """(m, D) float32."""
+        return torch.from_numpy(self.gathered(self.parts, numbers)).float()
+
+    def rest(self, numbers: Array) -> Array:
+        """(m, W - F) the later words of bits."""
+        return self.gathered([bits.rest for bits in self.bits], numbers)
+
+    def gathered(self, parts: Sequence[Array], numbers: Array) -> Array:
+        if len(parts) == 1:
+            return np.asarray(parts[0][numbers])
+        found = np.empty((len(numbers), parts[0].shape[1]), dtype=parts[0].dtype)
+        for part, (start, end) in zip(parts, pairwise(self.edges), strict=True):
+            here = np.flatnonzero((numbers >= start) & (numbers < end))
+            found[here] = part[numbers[here] - start]
+        return found
+
+    def blocks(self, chosen: Array | None) -> Iterator[tuple[Array, Array]]:
+        """Row numbers (n,), rising, and rows (n, D) float16; `chosen`: these numbers alone."""
+        for part, (start, end) in zip(self.parts, pairwise(self.edges), strict=True):
+            if chosen is None:
+                for at in starts(len(part)):
+                    block = np.asarray(part[at : at + ROWS_AT_ONCE])
+                    yield np.arange(start + at, start + at + len(block)), block
+                continue
+            here = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, end)]
+            for at in starts(len(here)):
+                yield here[at : at + ROWS_AT_ONCE], np.asarray(part[here[at : at + ROWS_AT_ONCE] - start])
+
+
+# ---- exactly --------------------------------------------------------------------------------------------------
+
+
+def exact(bank: Bank, asked: Tensor, count: int, chosen: Array | None = None) -> Found:
+    """The `count` rows of the largest products with each of `asked` (Q, D), unit norm; of equal ones the lower number is first.
+
+    Where the processor multiplies 16-bit numbers faster, these find the candidates, with room for how far they may be off.
+    """
+    asked = asked.float().contiguous()
+    count = min(count, len(bank) if chosen is None else len(chosen))
+    best = Found(np.zeros((len(asked), 0), dtype=np.int64), np.zeros((len(asked), 0), dtype=np.float32))
+    narrow = torch.bfloat16 if fast_16_bits() else torch.float32
+    wanted, room = asked.to(narrow), torch.empty(ROWS_AT_ONCE + CHUNK, asked.shape[1], dtype=narrow)
+    wide = torch.empty(0)
+    for numbers, rows in bank.blocks(chosen):
+        halves, least = torch.from_numpy(rows), reached(best, count)
+        block = room[: -(-len(rows) // CHUNK) * CHUNK]
+        block[: len(rows)].copy_(halves)
+        off = ROUNDED if narrow is torch.bfloat16 else 1e-5
+        which, at = candidates((wanted @ block.T).float(), len(rows), count, least, off)
+        if len(which) > MOST_CANDIDATES * len(asked) and narrow is torch.bfloat16:
+            wide = torch.zeros(len(room), asked.shape[1]) if not len(wide) else wide
+            wide[: len(rows)].copy_(halves)
+            which, at = candidates(asked @ wide[: len(block)].T, len(rows), count, least, 1e-5)
+        best = merged(best, which, numbers[at], products(asked, halves, which, at), count)
+    return best
+
+
+def reached(best: Found, count: int) -> Tensor:
+    """(Q,) the cosine that a row must have to be among the `count` best so far."""
+    return torch.from_numpy(best.cosines[:, -1]) if best.cosines.shape[1] >= count else torch.full((len(best.rows),), -torch.inf)
+
+
+def candidates(scores: Tensor, real: int, count: int, least: Tensor, off: float) -> tuple[Array, Array]:
+    """Queries (m,), rising, and columns (m,) of all scores (Q, n) that may be among the `count` best, each off by at most `off`.
+
+    The count-th largest of the chunks' largest is no more than the count-th largest of all.
+    """
+    scores[:, real:] = -torch.inf
+    chunks = scores.view(len(scores), -1, CHUNK)
+    largest = chunks.amax(2)
+    if largest.shape[1] >= count:
+        least = torch.maximum(least, largest.topk(count, 1).values[:, -1] - off)
+    least = (least - off)[:, None]
+    which, chunk = np.nonzero((largest >= least).numpy())
+    near, place = np.nonzero((chunks[which, chunk] >= least[which]).numpy())
+    which, at = which[near], chunk[near] * CHUNK + place
+    return which[at < real], at[at < real]
+
+
+def products(asked: Tensor, rows: Tensor, which: Array, at: Array) -> Array:
+    """(m,) float32 of pairs of a query and a row, a query at a time."""
+    found = np.empty(len(which), dtype=np.float32)
+    ends = np.searchsorted(which, np.arange(len(asked) + 1))
+    for query, (start, end) in enumerate(pairwise(ends.tolist())):
+        if end > start:
+            found[start:end] = (rows[torch.from_numpy(at[start:end])].float() @ asked[query]).numpy()
+    return found
+
+
+def merged(best: Found, which: Array, numbers: Array, cosines: Array, count: int) -> Found:
+    """The `count` best of those so far and new ones, of which a query has at least `count` together where so many rows were seen."""
+    held = best.rows.shape[1]
+    which = np.concatenate([np.repeat(np.arange(len(best.rows)), held), which])
+    numbers, cosines = np.concatenate([best.rows.ravel(), numbers]), np.concatenate([best.cosines.ravel(), cosines])
+    order = np.lexsort((numbers, -cosines, which))
+    first = np.searchsorted(which[order], np.arange(len(best.rows) + 1))
+    kept = min(count, int(np.diff(first).min())) if len(best.rows) else 0
+    places = order[first[:-1, None] + np.arange(kept)]
+    return Found(numbers[places], cosines[places])
+
+
+# ---- by sign bits ---------------------------------------------------------------------------------------------
+
+
+def by_signs(bank: Bank, asked: Tensor, count: int, depth: Depth, chosen: Array | None = None) -> Found:
+    """As `exact`, but only among the rows whose bits are nearest; needs the bank's bits."""
+    parts = [of_some(bank, part.contiguous(), count, depth, chosen) for part in asked.float().split(ASKED_AT_ONCE)]
+    return Found(np.concatenate([part.rows for part in parts]), np.concatenate([part.cosines for part in parts]))
+
+
+def of_some(bank: Bank, asked: Tensor, count: int, depth: Depth, chosen: Array | None) -> Found:
+    if bank.frame is None:
+        raise ValueError("a bank without sign bits")
+    words = bank.frame.words(asked)
+    size = len(bank) if chosen is None else len(chosen)
+    count = min(count, size)
+    first, later = np.ascontiguousarray(words[:, :FIRST_WORDS]), words[:, FIRST_WORDS:]
+    near = near_by_first(bank, first, min(size, max(count, depth.by_bits)), chosen)
+    rows, cosines = np.empty((len(asked), count), dtype=np.int64), np.empty((len(asked), count), dtype=np.float32)
+    for query, (numbers, apart) in enumerate(near):
+        if later.shape[1]:
+            apart = apart + counted(bank.rest(numbers) ^ later[query])
+        kept = max(count, depth.by_rows)
+        if kept < len(numbers):
+            numbers = np.sort(numbers[np.argpartition(apart, kept - 1)[:kept]])
+        cosine = (bank.rows(numbers) @ asked[query]).numpy()
+        order = np.lexsort((numbers, -cosine))[:count]
+        rows[query], cosines[query] = numbers[order], cosine[order]
+    return Found(rows, cosines)
+
+
+def counted(words: Array) -> Array:
+    """(m,) how many bits are set in words (m, W)."""
+    bits, total = np.bitwise_count(words), np.zeros(len(words), dtype=np.uint16)
+    for column in range(words.shape[1]):
+        total += bits[:, column]
+    return total
+
+
+def near_by_first(bank: Bank, asked: Array, wanted: int, chosen: Array | None) -> list[tuple[Array, Array]]:
+    """For each of `asked` (Q, F) numbers of rows and distances (m,) by their first bits: at least `wanted`, about so many if rows are alike.
+
+    The distance within which they lie is guessed from a sample, and widened for a query that finds too few.
+    """
+    size = len(bank) if chosen is None else len(chosen)
+    width = 64 * asked.shape[1]
+    sample = np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)
+    sample = sample if chosen is None else chosen[sample]
+    drawn = distances(first_of(bank, sample), asked)
+    place = min(len(sample) - 1, int(np.ceil(wanted / size * len(sample))))
+    within = np.partition(drawn, place, 1)[:, place].astype(np.int64)
+    found: list[tuple[Array, Array]] = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint16))] * len(asked)
+    open_still = np.arange(len(asked))
+    while len(open_still):
+        for query, pair in zip(open_still, within_distance(bank, asked[open_still], within[open_still], chosen), strict=True):
+            found[query] = pair
+        open_still = np.array([q for q in open_still if len(found[q][0]) < wanted and within[q] < width], dtype=np.int64)
+        within[open_still] += max(1, width // 32)
+    return found
+
+
+def first_of(bank: Bank, numbers: Array) -> Array:
+    """(F, m) the first words of some rows."""
+    return bank.gathered([bits.first.T for bits in bank.bits], numbers).T
+
+
+def within_distance(bank: Bank, asked: Array, within: Array, chosen: Array | None) -> list[tuple[Array, Array]]:
+    """For each of `asked` the numbers of all rows whose first bits are apart by no more than `within` (Q,), rising, and how far."""
+    allowed = None
+    if chosen is not None:
+        allowed = np.zeros(len(bank), dtype=bool)
+        allowed[chosen] = True
+    numbers: list[list[Array]] = [[] for _ in asked]
+    apart: list[list[Array]] = [[] for _ in asked]
+    for part, (start, _) in zip(bank.bits, pairwise(bank.edges), strict=True):
+        for at in starts(part.first.shape[1]):
+            block = distances(part.first[:, at : at + ROWS_AT_ONCE], asked)
+            near = block <= within[:, None].astype(block.dtype)
+            if allowed is not None:
+                near &= allowed[start + at : start + at + block.shape[1]]
+            for query in range(len(asked)):
+                here = np.flatnonzero(near[query])
+                numbers[query].append(here + (start + at))
+                apart[query].append(block[query, here])
+    return [(np.concatenate(rows), np.concatenate(far).astype(np.uint16)) for rows, far in zip(numbers, apart, strict=True)]
+
+
+def distances(first: Array, asked: Array) -> Array:
+    """(Q, n) uint8: how many of the first bits (F, n) of rows and (Q, F) of queries differ."""
+    return popcounts(first, asked) if len(asked) < FEW else by_product(first, asked)
+
+
+def popcounts(first: Array, asked: Array) -> Array:
+    found, room, more = np.zeros((len(asked), first.shape[1]), dtype=np.uint8), np.empty_like(first[0]), np.empty(first.shape[1], np.uint8)
+    for query, words in enumerate(asked):
+        for rows, word in zip(first, words, strict=True):
+            np.bitwise_count(np.bitwise_xor(rows, word, out=room), out=more)
+            found[query] += more
+    return found
+
+
+def by_product(first: Array, asked: Array) -> Array:
+    """The same: with bits as +1 and -1 a product is the number of equal bits less that of unequal ones, exact in 16 bits up to 256."""
+    rows, queries = signs(np.ascontiguousarray(first.T)), signs(asked)
+    width = rows.shape[1]
+    return ((width - (queries @ rows.T)) / 2).to(torch.uint8).numpy()
+
+
+def signs(words: Array) -> Tensor:
+    """(n, 64 F) +1 and -1 of words (n, F)."""
+    table = signs_of_bytes()
+    octets = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8).astype(np.int32))
+    return table.index_select(0, octets.flatten()).view(len(words), -1)
+
+
+@cache
+def signs_of_bytes() -> Tensor:
+    """(256, 8) +1 where a bit is set, else -1, in the type that products are fastest in."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return torch.from_numpy(bits).to(torch.bfloat16 if fast_16_bits() else torch.float32) * 2 - 1
+
+
+# ---- how deep to look -----------------------------------------------------------------------------------------
+
+GOAL, FIRST_DEPTH, FIRST_SHARE = 0.99, 100, 0.005
+COMPARED = 10
+
+
+def deepened(bank: Bank, queries: Sequence[Tensor], own: Array) -> tuple[Depth | None, list[float]]:
+    """The least depth, doubled from the first, at which recall@10 of each kind of `queries` (Q, D) is `GOAL`, and these recalls.
+
+    The first kind are the rows `own` (Q,) themselves, which do not count as found. None where so many rows would have to be
+    looked at that a product with all of them is no slower.
+    """
+    truth = [exact(bank, asked, COMPARED + 1).rows for asked in queries]
+    depth = Depth(max(FIRST_DEPTH, int(FIRST_SHARE * len(bank))), FIRST_DEPTH)
+    while True:
+        found = [by_signs(bank, asked, COMPARED + 1, depth).rows for asked in queries]
+        recalls = [recall(one, right, own if kind == 0 else None) for kind, (one, right) in enumerate(zip(found, truth, strict=True))]
+        if min(recalls) >= GOAL:
+            return depth, recalls
+        if depth.by_bits > len(bank) // 4:
+            return None, recalls
+        depth = Depth(2 * depth.by_bits, 2 * depth.by_rows)
+
+
+def recall(found: Array, right: Array, own: Array | None) -> float:
+    """The mean share of the ten right rows (Q, 11) that are among the ten found (Q, 11), without the query's own."""
+    shares = []
+    for query in range(len(found)):
+        both = [[row for row in one[query].tolist() if own is None or row != own[query]][:COMPARED] for one in (found, right)]
+        shares.append(len(set(both[0]) & set(both[1])) / len(both[1]))
+    return float(np.mean(shares))
