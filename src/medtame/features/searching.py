@@ -7,7 +7,7 @@ unequal bits grows with the angle. The first 128 bits of all rows are looked at,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -20,12 +20,12 @@ from medtame.features.neighbours import CHUNK, fast_16_bits
 from medtame.types import Array
 
 ROWS_AT_ONCE = 16_384
-ASKED_AT_ONCE = 64
+ASKED_AT_ONCE = 256
 FIRST_WORDS = 2  # of 64 bits: looked at for every row
 FEW = 4  # queries; from so many on a product is faster than counting bits
 SAMPLED = 16_384  # rows by which the distance is guessed within which the wanted share lies
 MOST_CANDIDATES = 256  # a query and block; where 16 bits leave more, the block is worked out in single precision
-ROUNDED = 2.0**-7  # how far a cosine of rounded unit vectors may be off at most, their product rounded too
+ROUNDED = 2.0**-8 * 2 + 1e-3  # how far a cosine may be off where rows are rounded, small numbers clumsily, and the product, too
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,11 @@ class Frame:
     def of(cls, parts: Sequence[Array], seed: int = 0) -> Frame:
         total, dimension = sum(map(len, parts)), parts[0].shape[1]
         summed = sum(
-            (part[start : start + ROWS_AT_ONCE].astype(np.float32).sum(0, dtype=np.float64) for part in parts for start in starts(len(part))),
+            (
+                part[start : start + ROWS_AT_ONCE].astype(np.float32).sum(0, dtype=np.float64)
+                for part in parts
+                for start in starts(len(part))
+            ),
             np.zeros(dimension),
         )
         random = np.random.default_rng(seed).standard_normal((dimension, dimension))
@@ -143,55 +147,73 @@ def exact(bank: Bank, asked: Tensor, count: int, chosen: Array | None = None) ->
 
     Where the processor multiplies 16-bit numbers faster, these find the candidates, with room for how far they may be off.
     """
-    asked = asked.float().contiguous()
+    parts = [exactly(bank, part.contiguous(), count, chosen) for part in asked.float().split(ASKED_AT_ONCE)]
+    return Found(np.concatenate([part.rows for part in parts]), np.concatenate([part.cosines for part in parts]))
+
+
+def exactly(bank: Bank, asked: Tensor, count: int, chosen: Array | None) -> Found:
     count = min(count, len(bank) if chosen is None else len(chosen))
     best = Found(np.zeros((len(asked), 0), dtype=np.int64), np.zeros((len(asked), 0), dtype=np.float32))
-    narrow = torch.bfloat16 if fast_16_bits() else torch.float32
-    wanted, room = asked.to(narrow), torch.empty(ROWS_AT_ONCE + CHUNK, asked.shape[1], dtype=narrow)
-    wide = torch.empty(0)
+    room = np.empty((ROWS_AT_ONCE, asked.shape[1]), dtype=np.int16)
+    wanted, rounded = asked.bfloat16(), fast_16_bits()
+    off = ROUNDED + (asked - wanted.float()).norm(dim=1, keepdim=True)
     for numbers, rows in bank.blocks(chosen):
-        halves, least = torch.from_numpy(rows), reached(best, count)
-        block = room[: -(-len(rows) // CHUNK) * CHUNK]
-        block[: len(rows)].copy_(halves)
-        off = ROUNDED if narrow is torch.bfloat16 else 1e-5
-        which, at = candidates((wanted @ block.T).float(), len(rows), count, least, off)
-        if len(which) > MOST_CANDIDATES * len(asked) and narrow is torch.bfloat16:
-            wide = torch.zeros(len(room), asked.shape[1]) if not len(wide) else wide
-            wide[: len(rows)].copy_(halves)
-            which, at = candidates(asked @ wide[: len(block)].T, len(rows), count, least, 1e-5)
-        best = merged(best, which, numbers[at], products(asked, halves, which, at), count)
+        least = reached(best, count)
+        which, at = candidates(wanted @ brief(rows, room).T, count, least, off) if rounded else (np.zeros(0, dtype=np.int64),) * 2
+        if not rounded or len(which) > MOST_CANDIDATES * len(asked):
+            which, at = candidates(asked @ torch.from_numpy(rows).float().T, count, least, torch.tensor(1e-5))
+        best = merged(best, which, numbers[at], products(asked, rows, which, at), count)
     return best
 
 
-def reached(best: Found, count: int) -> Tensor:
-    """(Q,) the cosine that a row must have to be among the `count` best so far."""
-    return torch.from_numpy(best.cosines[:, -1]) if best.cosines.shape[1] >= count else torch.full((len(best.rows),), -torch.inf)
+def brief(rows: Array, room: Array) -> Tensor:
+    """Rows (n, D) float16 with numbers below 2 as bfloat16, rounded, in `room`; numbers below 6e-5 are off by up to 3e-5.
 
-
-def candidates(scores: Tensor, real: int, count: int, least: Tensor, off: float) -> tuple[Array, Array]:
-    """Queries (m,), rising, and columns (m,) of all scores (Q, n) that may be among the `count` best, each off by at most `off`.
-
-    The count-th largest of the chunks' largest is no more than the count-th largest of all.
+    Both types have their sign first; three bits of the fraction go, and the exponent counts from another number.
     """
-    scores[:, real:] = -torch.inf
-    chunks = scores.view(len(scores), -1, CHUNK)
-    largest = chunks.amax(2)
-    if largest.shape[1] >= count:
-        least = torch.maximum(least, largest.topk(count, 1).values[:, -1] - off)
-    least = (least - off)[:, None]
-    which, chunk = np.nonzero((largest >= least).numpy())
-    near, place = np.nonzero((chunks[which, chunk] >= least[which]).numpy())
-    which, at = which[near], chunk[near] * CHUNK + place
-    return which[at < real], at[at < real]
+    for start in range(0, len(rows), 256):
+        block = room[start : start + 256][: len(rows) - start]
+        np.add(rows[start : start + 256].view(np.int16), np.int16(4), out=block)
+        np.right_shift(block, 3, out=block)
+        np.bitwise_and(block, np.int16(-0x7001), out=block)
+        np.add(block, np.int16(112 << 7), out=block)
+    return torch.from_numpy(room[: len(rows)]).view(torch.bfloat16)
 
 
-def products(asked: Tensor, rows: Tensor, which: Array, at: Array) -> Array:
+def reached(best: Found, count: int) -> Tensor:
+    """(Q, 1) the cosine that a row must have to be among the `count` best so far."""
+    if best.cosines.shape[1] >= count:
+        return torch.from_numpy(best.cosines[:, -1:])
+    return torch.full((len(best.rows), 1), -torch.inf)
+
+
+def candidates(scores: Tensor, count: int, least: Tensor, off: Tensor) -> tuple[Array, Array]:
+    """Queries (m,), rising, and columns (m,) of all scores (Q, n) that may be among the `count` best, each off by at most `off` (Q, 1).
+
+    Before anything is found, the count-th largest of the chunks' largest is no more than the count-th largest of all.
+    """
+    whole = scores.shape[1] // CHUNK * CHUNK
+    if whole // CHUNK >= count and not bool(least.isfinite().all()):
+        largest = scores[:, :whole].view(len(scores), -1, CHUNK).amax(2).float()
+        least = torch.maximum(least, largest.topk(count, 1).values[:, -1:] - off)
+    return np.nonzero(at_least(scores, least - off))  # type: ignore[return-value]
+
+
+def at_least(scores: Tensor, least: Tensor) -> Array:
+    """(Q, n) bool: where scores (Q, n) are no less than `least` (Q, 1), or near it; positive 16-bit floats are in the order of their bits."""
+    if scores.dtype != torch.bfloat16:
+        return np.asarray(scores.numpy() >= least.numpy())
+    bits = (least - least.abs() * 2.0**-8).bfloat16().view(torch.int16).numpy()
+    return np.asarray(scores.view(torch.int16).numpy() >= np.where(least.numpy() > 0, bits, np.int16(-0x8000)))
+
+
+def products(asked: Tensor, rows: Array, which: Array, at: Array) -> Array:
     """(m,) float32 of pairs of a query and a row, a query at a time."""
     found = np.empty(len(which), dtype=np.float32)
     ends = np.searchsorted(which, np.arange(len(asked) + 1))
     for query, (start, end) in enumerate(pairwise(ends.tolist())):
         if end > start:
-            found[start:end] = (rows[torch.from_numpy(at[start:end])].float() @ asked[query]).numpy()
+            found[start:end] = (torch.from_numpy(rows[at[start:end]]).float() @ asked[query]).numpy()
     return found
 
 
@@ -254,7 +276,7 @@ def near_by_first(bank: Bank, asked: Array, wanted: int, chosen: Array | None) -
     width = 64 * asked.shape[1]
     sample = np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)
     sample = sample if chosen is None else chosen[sample]
-    drawn = distances(first_of(bank, sample), asked)
+    drawn = popcounts(np.ascontiguousarray(first_of(bank, sample)), asked)
     place = min(len(sample) - 1, int(np.ceil(wanted / size * len(sample))))
     within = np.partition(drawn, place, 1)[:, place].astype(np.int64)
     found: list[tuple[Array, Array]] = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint16))] * len(asked)
@@ -280,25 +302,42 @@ def within_distance(bank: Bank, asked: Array, within: Array, chosen: Array | Non
         allowed[chosen] = True
     numbers: list[list[Array]] = [[] for _ in asked]
     apart: list[list[Array]] = [[] for _ in asked]
+    look = counted_block if len(asked) < FEW else multiplied_block
     for part, (start, _) in zip(bank.bits, pairwise(bank.edges), strict=True):
         for at in starts(part.first.shape[1]):
-            block = distances(part.first[:, at : at + ROWS_AT_ONCE], asked)
-            near = block <= within[:, None].astype(block.dtype)
+            near, far = look(part.first[:, at : at + ROWS_AT_ONCE], asked, within)
             if allowed is not None:
-                near &= allowed[start + at : start + at + block.shape[1]]
+                near &= allowed[start + at : start + at + near.shape[1]]
             for query in range(len(asked)):
                 here = np.flatnonzero(near[query])
                 numbers[query].append(here + (start + at))
-                apart[query].append(block[query, here])
-    return [(np.concatenate(rows), np.concatenate(far).astype(np.uint16)) for rows, far in zip(numbers, apart, strict=True)]
+                apart[query].append(far(query, here))
+    return [(np.concatenate(rows), np.concatenate(found)) for rows, found in zip(numbers, apart, strict=True)]
 
 
-def distances(first: Array, asked: Array) -> Array:
-    """(Q, n) uint8: how many of the first bits (F, n) of rows and (Q, F) of queries differ."""
-    return popcounts(first, asked) if len(asked) < FEW else by_product(first, asked)
+Block = tuple[Array, Callable[[int, Array], Array]]  # near (Q, n) bool; of a query and columns (m,) the distances (m,)
+
+
+def counted_block(first: Array, asked: Array, within: Array) -> Block:
+    """By XOR and popcount."""
+    apart = popcounts(first, asked)
+    return apart <= within[:, None].astype(np.uint8), lambda query, here: apart[query, here].astype(np.uint16)
+
+
+def multiplied_block(first: Array, asked: Array, within: Array) -> Block:
+    """The same by a product: of +1 and -1 it is the number of equal bits less that of unequal ones, exact in 16 bits up to 256."""
+    rows, queries = signs(np.ascontiguousarray(first.T)), signs(asked)
+    width, alike = rows.shape[1], queries @ rows.T
+
+    def far(query: int, here: Array) -> Array:
+        return ((width - alike[query, torch.from_numpy(here)].float()) / 2).numpy().astype(np.uint16)
+
+    near = at_least(alike, torch.from_numpy(width - 2.0 * within[:, None]).float())
+    return near, far
 
 
 def popcounts(first: Array, asked: Array) -> Array:
+    """(Q, n) uint8: how many of the first bits (F, n) of rows and (Q, F) of queries differ."""
     found, room, more = np.zeros((len(asked), first.shape[1]), dtype=np.uint8), np.empty_like(first[0]), np.empty(first.shape[1], np.uint8)
     for query, words in enumerate(asked):
         for rows, word in zip(first, words, strict=True):
@@ -307,30 +346,25 @@ def popcounts(first: Array, asked: Array) -> Array:
     return found
 
 
-def by_product(first: Array, asked: Array) -> Array:
-    """The same: with bits as +1 and -1 a product is the number of equal bits less that of unequal ones, exact in 16 bits up to 256."""
-    rows, queries = signs(np.ascontiguousarray(first.T)), signs(asked)
-    width = rows.shape[1]
-    return ((width - (queries @ rows.T)) / 2).to(torch.uint8).numpy()
-
-
 def signs(words: Array) -> Tensor:
-    """(n, 64 F) +1 and -1 of words (n, F)."""
-    table = signs_of_bytes()
-    octets = torch.from_numpy(np.ascontiguousarray(words).view(np.uint8).astype(np.int32))
-    return table.index_select(0, octets.flatten()).view(len(words), -1)
+    """(n, 64 F) +1 and -1 of words (n, F), in the type that products are fastest in."""
+    if fast_16_bits():
+        made = np.take(signs_of_bytes(), words.view(np.uint8), mode="clip").view(np.int16)
+        return torch.from_numpy(made.reshape(len(words), -1)).view(torch.bfloat16)
+    return torch.from_numpy(np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").astype(np.float32)) * 2 - 1
 
 
 @cache
-def signs_of_bytes() -> Tensor:
-    """(256, 8) +1 where a bit is set, else -1, in the type that products are fastest in."""
+def signs_of_bytes() -> Array:
+    """(256,) for each byte eight numbers of type bfloat16, +1 where a bit is set, else -1, as one of 16 bytes."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return torch.from_numpy(bits).to(torch.bfloat16 if fast_16_bits() else torch.float32) * 2 - 1
+    plus, minus = torch.tensor([1.0, -1.0]).bfloat16().view(torch.int16).tolist()
+    return np.ascontiguousarray(np.where(bits, plus, minus).astype(np.int16)).view(np.complex128)[:, 0]
 
 
 # ---- how deep to look -----------------------------------------------------------------------------------------
 
-GOAL, FIRST_DEPTH, FIRST_SHARE = 0.99, 100, 0.005
+GOAL, FIRST_DEPTH, FIRST_SHARE = 0.99, 100, 0.002
 COMPARED = 10
 
 
