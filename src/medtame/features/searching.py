@@ -147,7 +147,7 @@ def exact(bank: Bank, asked: Tensor, count: int, chosen: Array | None = None) ->
 
     Where the processor multiplies 16-bit numbers faster, these find the candidates, with room for how far they may be off.
     """
-    parts = [exactly(bank, part.contiguous(), count, chosen) for part in asked.float().split(ASKED_AT_ONCE)]
+    parts = [exactly(bank, part.contiguous(), count, chosen) for part in torch.split(asked.float(), ASKED_AT_ONCE)]
     return Found(np.concatenate([part.rows for part in parts]), np.concatenate([part.cosines for part in parts]))
 
 
@@ -200,7 +200,7 @@ def candidates(scores: Tensor, count: int, least: Tensor, off: Tensor) -> tuple[
 
 
 def at_least(scores: Tensor, least: Tensor) -> Array:
-    """(Q, n) bool: where scores (Q, n) are no less than `least` (Q, 1), or near it; positive 16-bit floats are in the order of their bits."""
+    """(Q, n) bool: where scores (Q, n) reach `least` (Q, 1), or nearly; positive 16-bit floats are in the order of their bits."""
     if scores.dtype != torch.bfloat16:
         return np.asarray(scores.numpy() >= least.numpy())
     bits = (least - least.abs() * 2.0**-8).bfloat16().view(torch.int16).numpy()
@@ -234,7 +234,7 @@ def merged(best: Found, which: Array, numbers: Array, cosines: Array, count: int
 
 def by_signs(bank: Bank, asked: Tensor, count: int, depth: Depth, chosen: Array | None = None) -> Found:
     """As `exact`, but only among the rows whose bits are nearest; needs the bank's bits."""
-    parts = [of_some(bank, part.contiguous(), count, depth, chosen) for part in asked.float().split(ASKED_AT_ONCE)]
+    parts = [of_some(bank, part.contiguous(), count, depth, chosen) for part in torch.split(asked.float(), ASKED_AT_ONCE)]
     return Found(np.concatenate([part.rows for part in parts]), np.concatenate([part.cosines for part in parts]))
 
 
@@ -268,7 +268,7 @@ def counted(words: Array) -> Array:
 
 
 def near_by_first(bank: Bank, asked: Array, wanted: int, chosen: Array | None) -> list[tuple[Array, Array]]:
-    """For each of `asked` (Q, F) numbers of rows and distances (m,) by their first bits: at least `wanted`, about so many if rows are alike.
+    """For each of `asked` (Q, F) numbers of rows and distances (m,) by their first bits: at least `wanted`, and not many more.
 
     The distance within which they lie is guessed from a sample, and widened for a query that finds too few.
     """
