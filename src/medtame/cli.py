@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from medtame import __version__, literature_verbs, shelf_verbs
+from medtame import __version__, literature_verbs, search_verbs, shelf_verbs
 from medtame.chat_options import AllowRemote, ChatUrl, without_address
 from medtame.errors import MedtameError, SettingsError
 
@@ -264,6 +264,7 @@ def evaluate(
         terminal.show(terminal.metrics(record["metrics"]), *[f"note: {note}" for note in record.get("notes", [])])
 
 
+search_verbs.mount(app)
 shelf_verbs.mount(app)
 literature_verbs.mount(app)
 
@@ -314,15 +315,9 @@ def pairs(settings: Sequence[str] | None) -> list[tuple[str, str]]:
 
 
 def mapped(columns: str) -> dict[str, str]:
-    """standard=yours, by commas."""
-    parts = [part for part in columns.split(",") if part.strip()]
-    if any("=" not in part for part in parts):
-        raise SettingsError(f"--columns takes standard=yours by commas, such as text=caption, not {columns!r}")
-    found = {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in parts}
-    empty = next((f"{standard}={yours}" for standard, yours in found.items() if not (standard and yours)), None)
-    if empty is not None:
-        raise SettingsError(f"--columns {empty} has a name on one side only: write standard=yours, such as image=filename")
-    return found
+    from medtame.config import columns_of
+
+    return columns_of(columns)
 
 
 def free_folder(out: Path | None, name: str, *, resume: bool) -> Path:

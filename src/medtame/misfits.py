@@ -8,17 +8,24 @@ Wrong pairs among those learnt from blur the maps and are not left out, so the l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError
+from medtame.run import RESEARCH_USE
 from medtame.strategies.tuning.linear_maps import LinearMaps
 from medtame.tasks.image_text_retrieval import ImageTextRetrieval, numbered
 from medtame.types import Array, Encoder, Problem, Scores, dealt, row_labels
 
 FOLDS, DEALINGS = 5, 3
+HOW = (
+    f"each pair against pairs of other cases, in standard deviations, by two linear maps learnt without its case ({FOLDS} folds, "
+    f"{DEALINGS} times); a list to look through, not a verdict"
+)
 LEAST_CASES = 20
 
 
@@ -27,6 +34,7 @@ class Misfits:
     """N pairs, how well each fits (N,): the mean of both directions in standard deviations over that of other pairs; low is suspicious."""
 
     samples: ManifestSamples
+    encoder: str
     fits: Array
     image_to_text: Array  # (N,) standard deviations of the own caption's score over those of other cases' captions
     text_to_image: Array  # (N,) the same of the own image among other cases' images
@@ -35,6 +43,26 @@ class Misfits:
     def order(self) -> Array:
         """Row numbers, the most suspicious first."""
         return np.argsort(self.fits, kind="stable")
+
+    def json(self, count: int) -> dict[str, Any]:
+        """The `count` most suspicious pairs, and how they were judged."""
+        texts, pictures = self.samples.column("text"), self.samples.pictures()
+        places = [str(self.samples.root / cell) if isinstance(cell, (str, Path)) else "" for cell in self.samples.column("image")]
+        listed = [
+            {
+                "rank": rank,
+                "image": pictures[row].name,
+                "case": str(self.samples.groups[row]),
+                "text": str(texts[row]),
+                "fit": float(self.fits[row]),
+                "image_to_text": float(self.image_to_text[row]),
+                "text_to_image": float(self.text_to_image[row]),
+                "path": places[row],
+            }
+            for rank, row in enumerate(self.order[:count].tolist(), 1)
+        ]
+        record = {"schema": 1, "encoder": self.encoder, "n": len(self.fits), "cases": len(set(self.samples.groups.tolist()))}
+        return record | {"how": HOW, "pairs": listed, "notes": list(self.samples.notes), "use": RESEARCH_USE}
 
 
 def misfits(samples: ManifestSamples, encoder: Encoder, *, seed: int = 0) -> Misfits:
@@ -49,7 +77,7 @@ def misfits(samples: ManifestSamples, encoder: Encoder, *, seed: int = 0) -> Mis
     problem = task.frame(samples, "scores").problem(samples, encoder, seed)
     _, own = numbered([str(text) for text in samples.column("text")])
     found = np.mean([one_dealing(problem, own, seed + number) for number in range(DEALINGS)], axis=0)
-    return Misfits(samples, found.mean(1), found[:, 0], found[:, 1])
+    return Misfits(samples, encoder.spec, found.mean(1), found[:, 0], found[:, 1])
 
 
 def one_dealing(problem: Problem, own: Array, seed: int) -> Array:
@@ -80,4 +108,4 @@ def over(scores: Array, other: Array) -> Array:
     mean = np.divide(np.nansum(left, 1), count, out=np.zeros(len(scores)), where=count > 0)
     spread = np.sqrt(np.divide(np.nansum((left - mean[:, None]) ** 2, 1), count, out=np.zeros(len(scores)), where=count > 0))
     apart = np.where(count > 0, np.diagonal(scores) - mean, 0.0)
-    return np.divide(apart, spread, out=np.zeros(len(scores)), where=spread > 1e-12)
+    return np.asarray(np.divide(apart, spread, out=np.zeros(len(scores)), where=spread > 1e-12))

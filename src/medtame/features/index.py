@@ -91,6 +91,23 @@ class Index:
             return exact(self.bank, asked, count, chosen)
         return by_signs(self.bank, asked, count, self.measured.depth, chosen)
 
+    def how(self, size: int, *, exactly: bool = False) -> str:
+        """How `nearest` looks among `size` rows, in words."""
+        if self.measured is None or exactly or size <= EXACT_UP_TO:
+            return "exact"
+        depth, told = self.measured.depth, " and ".join(f"{share:.3f}" for share in self.measured.recalls)
+        return (
+            f"sign bits, then {depth.by_bits} rows by all bits and {depth.by_rows} in single precision; recall@10 {told} when it was built"
+        )
+
+    def line(self, row: int) -> dict[str, str | None]:
+        """The cells of one row."""
+        for part in self.parts:
+            if row < len(part.rows):
+                return {name: cells[row] for name, cells in part.columns.items()}
+            row -= len(part.rows)
+        raise IndexError(row)
+
     def added(self, vectors: Tensor, digests: Sequence[str], columns: Mapping[str, Sequence[str | None]], texts: Tensor | None) -> Index:
         """With more images: vectors (n, D), unit norm. `texts` (m, D) are queries for finding the depth. Raises DataError."""
         if not len(vectors):

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from medtame.errors import DataError
 from medtame.features.index import Index, Measured, Part
 from medtame.features.searching import COMPARED, Bits, Depth, Frame
-from medtame.types import Array, Encoder
+from medtame.types import Array
 
 FORMAT = "medtame-index-1"
 LISTING = "index.json"
@@ -34,10 +34,6 @@ LEFT_OVER = ("part-*", "frame-*", ".part-*", ".frame-*")
 
 def is_index(folder: Path) -> bool:
     return (folder / LISTING).is_file()
-
-
-def identity(encoder: Encoder) -> dict[str, str]:
-    return {"spec": encoder.spec, "image_identity": encoder.image_identity, "text_identity": encoder.text_identity}
 
 
 def write(index: Index, folder: Path) -> Index:
@@ -117,16 +113,16 @@ def whole(path: Path, write_to: Callable[[Path], object]) -> None:
 # ---- reading --------------------------------------------------------------------------------------------------
 
 
-def read(folder: Path, encoder: Encoder | None = None) -> Index:
+def read(folder: Path, encoder: Mapping[str, str] | None = None) -> Index:
     """The index, every file checked by size and SHA-256. Raises DataError for another encoder's, and for one that is damaged."""
     listing = listed(folder)
     made_with = {key: str(value) for key, value in listing["encoder"].items()}
-    now = made_with if encoder is None else identity(encoder)
+    now = made_with if encoder is None else encoder
     other = next((key for key in ("image_identity", "text_identity") if made_with.get(key) != now[key]), None)
     if other is not None:
         raise DataError(
-            f"the index {folder} was built by the encoder {made_with.get('spec')} ({other} was {made_with.get(other)!r}, is {now[other]!r}): "
-            "search with that one, or build another index"
+            f"the index {folder} was built by {made_with.get('spec')}, not by {now['spec']} ({other} was {made_with.get(other)!r}, "
+            f"is {now[other]!r}): search with that one, or build another index"
         )
     try:
         for file in [*(one for part in listing["parts"] for one in part["files"]), *filter(None, [listing["frame"]])]:
