@@ -19,7 +19,7 @@ def mount(app: typer.Typer) -> None:
     """The verb, on a command line."""
     app.command(
         epilog='Examples:  medtame search bundled cases.csv --text "enlarged heart" --where modality=CT --index kept   |   '
-        "medtame search bundled kept --image scan.png --out found.html   |   medtame search run kept --text effusion --json   |   "
+        "medtame search bundled kept --image scan.png --out found.html   |   medtame search run kept --text effusion   |   "
         "medtame search bundled cases.csv --columns text=caption,patient=case --misfits 20 --out misfits.html"
     )(search)
 
