@@ -90,19 +90,18 @@ def test_bits_are_the_signs_of_rotated_centred_rows_and_the_rotation_keeps_angle
     assert not said[:, 70:].any()
 
 
-def test_distances_by_product_are_those_by_counting(precision: bool) -> None:
+@pytest.mark.usefixtures("precision")
+def test_distances_by_product_are_those_by_counting() -> None:
     random = np.random.default_rng(0)
     first, asked = random.integers(0, 2**63, (2, 200), dtype=np.uint64), random.integers(0, 2**63, (5, 2), dtype=np.uint64)
     asked[0] = first[:, 17]
     plain = np.array([[sum(int(a ^ b).bit_count() for a, b in zip(row, word, strict=True)) for row in first.T] for word in asked])
     np.testing.assert_array_equal(searching.popcounts(first, asked), plain)
     within = np.array([0, 40, 64, 70, 128])
-    for look in (searching.counted_block, searching.multiplied_block):
-        near, far = look(first, asked, within)
-        for query in range(5):
-            here = np.flatnonzero(near[query])
-            assert set(np.flatnonzero(plain[query] <= within[query]).tolist()) <= set(here.tolist())
-            np.testing.assert_array_equal(far(query, here), plain[query, here])
+    np.testing.assert_array_equal(searching.near_by_counting(first, asked, within), plain <= within[:, None])
+    product = searching.near_by_product(first, asked, within)
+    assert not (~product & (plain <= within[:, None])).any()
+    assert not (product & (plain > within[:, None] + 1))[within < 64].any()  # where half may differ nothing is near, and all is looked at
 
 
 @pytest.mark.usefixtures("precision")

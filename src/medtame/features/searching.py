@@ -7,7 +7,7 @@ unequal bits grows with the angle. The first 128 bits of all rows are looked at,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -112,6 +112,10 @@ class Bank:
     def rows(self, numbers: Array) -> Tensor:
         """(m, D) float32."""
         return torch.from_numpy(self.gathered(self.parts, numbers)).float()
+
+    def first(self, numbers: Array) -> Array:
+        """(m, F) the first words of bits."""
+        return self.gathered([bits.first.T for bits in self.bits], numbers)
 
     def rest(self, numbers: Array) -> Array:
         """(m, W - F) the later words of bits."""
@@ -247,11 +251,10 @@ def of_some(bank: Bank, asked: Tensor, count: int, depth: Depth, chosen: Array |
     first, later = np.ascontiguousarray(words[:, :FIRST_WORDS]), words[:, FIRST_WORDS:]
     near = near_by_first(bank, first, min(size, max(count, depth.by_bits)), chosen)
     rows, cosines = np.empty((len(asked), count), dtype=np.int64), np.empty((len(asked), count), dtype=np.float32)
-    for query, (numbers, apart) in enumerate(near):
-        if later.shape[1]:
-            apart = apart + counted(bank.rest(numbers) ^ later[query])
+    for query, numbers in enumerate(near):
         kept = max(count, depth.by_rows)
         if kept < len(numbers):
+            apart = counted(bank.first(numbers) ^ first[query]) + counted(bank.rest(numbers) ^ later[query])
             numbers = np.sort(numbers[np.argpartition(apart, kept - 1)[:kept]])
         cosine = (bank.rows(numbers) @ asked[query]).numpy()
         order = np.lexsort((numbers, -cosine))[:count]
@@ -267,8 +270,8 @@ def counted(words: Array) -> Array:
     return total
 
 
-def near_by_first(bank: Bank, asked: Array, wanted: int, chosen: Array | None) -> list[tuple[Array, Array]]:
-    """For each of `asked` (Q, F) numbers of rows and distances (m,) by their first bits: at least `wanted`, and not many more.
+def near_by_first(bank: Bank, asked: Array, wanted: int, chosen: Array | None) -> list[Array]:
+    """For each of `asked` (Q, F) the numbers (m,) of rows that are near by their first bits: at least `wanted`, and not many more.
 
     The distance within which they lie is guessed from a sample, and widened for a query that finds too few.
     """
@@ -276,64 +279,51 @@ def near_by_first(bank: Bank, asked: Array, wanted: int, chosen: Array | None) -
     width = 64 * asked.shape[1]
     sample = np.linspace(0, size - 1, min(size, SAMPLED)).astype(np.int64)
     sample = sample if chosen is None else chosen[sample]
-    drawn = popcounts(np.ascontiguousarray(first_of(bank, sample)), asked)
+    drawn = popcounts(np.ascontiguousarray(bank.first(sample).T), asked)
     place = min(len(sample) - 1, int(np.ceil(wanted / size * len(sample))))
     within = np.partition(drawn, place, 1)[:, place].astype(np.int64)
-    found: list[tuple[Array, Array]] = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint16))] * len(asked)
+    found: list[Array] = [np.zeros(0, dtype=np.int64)] * len(asked)
     open_still = np.arange(len(asked))
     while len(open_still):
         for query, pair in zip(open_still, within_distance(bank, asked[open_still], within[open_still], chosen), strict=True):
             found[query] = pair
-        open_still = np.array([q for q in open_still if len(found[q][0]) < wanted and within[q] < width], dtype=np.int64)
+        open_still = np.array([q for q in open_still if len(found[q]) < wanted and within[q] < width], dtype=np.int64)
         within[open_still] += max(1, width // 32)
     return found
 
 
-def first_of(bank: Bank, numbers: Array) -> Array:
-    """(F, m) the first words of some rows."""
-    return bank.gathered([bits.first.T for bits in bank.bits], numbers).T
-
-
-def within_distance(bank: Bank, asked: Array, within: Array, chosen: Array | None) -> list[tuple[Array, Array]]:
-    """For each of `asked` the numbers of all rows whose first bits are apart by no more than `within` (Q,), rising, and how far."""
+def within_distance(bank: Bank, asked: Array, within: Array, chosen: Array | None) -> list[Array]:
+    """For each of `asked` the numbers of all rows whose first bits are apart by no more than `within` (Q,), rising."""
     allowed = None
     if chosen is not None:
         allowed = np.zeros(len(bank), dtype=bool)
         allowed[chosen] = True
     numbers: list[list[Array]] = [[] for _ in asked]
-    apart: list[list[Array]] = [[] for _ in asked]
-    look = counted_block if len(asked) < FEW else multiplied_block
+    look = near_by_counting if len(asked) < FEW else near_by_product
     for part, (start, _) in zip(bank.bits, pairwise(bank.edges), strict=True):
         for at in starts(part.first.shape[1]):
-            near, far = look(part.first[:, at : at + ROWS_AT_ONCE], asked, within)
+            near = look(part.first[:, at : at + ROWS_AT_ONCE], asked, within)
             if allowed is not None:
                 near &= allowed[start + at : start + at + near.shape[1]]
-            for query in range(len(asked)):
-                here = np.flatnonzero(near[query])
-                numbers[query].append(here + (start + at))
-                apart[query].append(far(query, here))
-    return [(np.concatenate(rows), np.concatenate(found)) for rows, found in zip(numbers, apart, strict=True)]
+            found, width = np.flatnonzero(near), near.shape[1]
+            ends = np.searchsorted(found, np.arange(len(asked) + 1) * width).tolist()
+            for query, (first, last) in enumerate(pairwise(ends)):
+                numbers[query].append(found[first:last] + (start + at - query * width))
+    return [np.concatenate(rows) for rows in numbers]
 
 
-Block = tuple[Array, Callable[[int, Array], Array]]  # near (Q, n) bool; of a query and columns (m,) the distances (m,)
+def near_by_counting(first: Array, asked: Array, within: Array) -> Array:
+    """(Q, n) bool: whose first bits (F, n) are apart from those of queries (Q, F) by no more than `within` (Q,): XOR and popcount."""
+    return np.asarray(popcounts(first, asked) <= within[:, None].astype(np.uint8))
 
 
-def counted_block(first: Array, asked: Array, within: Array) -> Block:
-    """By XOR and popcount."""
-    apart = popcounts(first, asked)
-    return apart <= within[:, None].astype(np.uint8), lambda query, here: apart[query, here].astype(np.uint16)
+def near_by_product(first: Array, asked: Array, within: Array) -> Array:
+    """The same, or a little more, by a product: of +1 and -1 it is the number of equal bits less that of unequal ones, exact up to 256.
 
-
-def multiplied_block(first: Array, asked: Array, within: Array) -> Block:
-    """The same by a product: of +1 and -1 it is the number of equal bits less that of unequal ones, exact in 16 bits up to 256."""
+    Where half of the bits or more may differ, all rows are near.
+    """
     rows, queries = signs(np.ascontiguousarray(first.T)), signs(asked)
-    width, alike = rows.shape[1], queries @ rows.T
-
-    def far(query: int, here: Array) -> Array:
-        return ((width - alike[query, torch.from_numpy(here)].float()) / 2).numpy().astype(np.uint16)
-
-    near = at_least(alike, torch.from_numpy(width - 2.0 * within[:, None]).float())
-    return near, far
+    return at_least(queries @ rows.T, torch.from_numpy(rows.shape[1] - 2.0 * within[:, None]).float())
 
 
 def popcounts(first: Array, asked: Array) -> Array:
