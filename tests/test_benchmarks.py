@@ -50,6 +50,8 @@ ISSUE = {  # name: goal
     "short_frozen_prompts": 5.0,
     "lora_bf16": 2.2,
     "lora_last_4_blocks_kept_inputs": 6.0,
+    "search_100_000": 15.0,
+    "search_1_000_000": 50.0,
 }
 
 
@@ -306,3 +308,16 @@ def test_low_rank_changes_over_16_bits_descend_as_those_in_single_precision(
 
     monkeypatch.setattr(tuning, "halved", noisy)
     assert checked(tuning.lora(blocks, 1.0))[0].startswith("failed: gradient cosine")
+
+
+def test_the_search_finds_what_a_product_with_all_rows_finds_or_fails(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    search = of("search")
+    monkeypatch.setattr(search, "CLUSTERS", 50)
+    monkeypatch.setattr(search, "LEAST_RECALL", {True: 0.95, False: 0.999})
+    found, goal = checked(search.nearest(4000, 15.0, asked=20))
+    assert (found[:24], goal) == ("ok: recall@10 1.0000 (ex", 15.0)
+    monkeypatch.setattr("medtame.features.index.EXACT_UP_TO", 1000)
+    assert checked(search.nearest(4000, 50.0, asked=20))[0].startswith("ok: recall@10 ")
+    monkeypatch.setattr(search.searching, "by_signs", lambda bank, asked, count, depth: search.searching.exact(bank, -asked, count))
+    monkeypatch.setattr(search.searching, "deepened", lambda bank, queries, own: (search.searching.Depth(50, 20), [1.0]))
+    assert checked(search.nearest(4000, 50.0, asked=20))[0].startswith("failed: recall@10 0.0")
