@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medtame.catalogue import name_of
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError, ImageError, PairError
 from medtame.features import index_folder
@@ -91,7 +90,7 @@ def space(name: str, *, watch: Callable[[int, int], None] | None = None) -> Spac
         )
         return marked(changed, run, folder)
     raise PairError(
-        f"{name_of(run.method)} of {name} scores candidates and makes no vectors of images and of any words: "
+        f"{run.about['method']['name']} of {name} scores candidates and makes no vectors of images and of any words: "
         f"search with the encoder {run.encoder.spec}, or with a run of zero_shot, linear_maps, lora or another that changes the encoder"
     )
 
@@ -107,7 +106,7 @@ def of_encoder(found: Encoder) -> Space:
 
 def marked(base: Space, run: Run, folder: Path) -> Space:
     """With identities that say what was learnt: of the encoder, the method, and its weights."""
-    mark = f"{name_of(run.method)} {hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest()[:16]}"
+    mark = f"{run.about['method']['name']} {hashlib.sha256((folder / 'weights.safetensors').read_bytes()).hexdigest()[:16]}"
     text = f"{run.encoder.text_identity}+{mark}" if run.encoder.text_identity else ""
     return replace(base, spec=str(folder), image_identity=f"{run.encoder.image_identity}+{mark}", text_identity=text)
 
