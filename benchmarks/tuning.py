@@ -21,7 +21,7 @@ from medtame.encoders.opened import opened
 from medtame.encoders.towers import TowerEncoder, frozen
 from medtame.learning.fine_tuning import Precision, Sight, adaptable, halved
 from medtame.learning.loop import Descent
-from medtame.strategies.tuning.lora import LowRank
+from medtame.learning.low_rank import LowRank
 from medtame.types import Query
 
 BATCH, CLASSES, SIDE = 16, 5, 224

@@ -25,7 +25,7 @@ from transformers.models.siglip2.image_processing_siglip2 import Siglip2ImagePro
 from medtame import encoders
 from medtame.errors import EncoderError
 from medtame.learning.fine_tuning import adaptable
-from medtame.strategies.tuning.lora import LowRank
+from medtame.learning.low_rank import LowRank
 
 KINDS = ("clip", "siglip", "siglip2")
 

@@ -27,7 +27,7 @@ from medtame.encoders.towers import TowerEncoder
 from medtame.errors import EncoderError, UnknownNameError
 from medtame.learning.block_prompts import attention_blocks
 from medtame.learning.fine_tuning import adaptable
-from medtame.strategies.tuning.lora import LowRank
+from medtame.learning.low_rank import LowRank
 
 KINDS = ("vit", "resnet", "siglip", "registers", "biomedclip", "convnext")
 

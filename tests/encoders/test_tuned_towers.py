@@ -20,9 +20,9 @@ from medtame.encoders.opened import opened
 from medtame.encoders.towers import TowerEncoder
 from medtame.errors import PairError
 from medtame.learning.fine_tuning import Sight, adaptable, copied, first_pixels, halved
+from medtame.learning.low_rank import LowRank
 from medtame.strategies.base import support_loss
 from medtame.strategies.tuning.bias_and_norm_tuning import small_weights
-from medtame.strategies.tuning.lora import LowRank
 from medtame.strategies.tuning.singular_value_tuning import Rescaled, rescaled
 from medtame.tasks.classification import Classification
 from medtame.types import Problem

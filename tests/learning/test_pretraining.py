@@ -12,10 +12,12 @@ from contracts.tiny import tiny
 from doubles import tiny_encoder, tiny_vit_encoder
 from medtame import catalogue
 from medtame.learning.loop import finish
-from medtame.learning.pretraining import Pairs, chunked_slopes, trained
+from medtame.learning.pairs import Moving, Pairs, trained
+from medtame.learning.pretraining import chunked_slopes, seeing
+from medtame.learning.pretraining import moving as all_moving
 from medtame.run import fitted
-from medtame.strategies.tuning.contrastive import info_nce
-from medtame.strategies.tuning.sigmoid import pairwise
+from medtame.strategies.tuning.contrastive import Contrastive, info_nce
+from medtame.strategies.tuning.sigmoid import Sigmoid, pairwise
 from medtame.strategies.tuning.soft_target import softened
 from medtame.tasks.image_text_retrieval import ImageTextRetrieval
 from medtame.types import Problem
@@ -52,23 +54,23 @@ def test_texts_that_are_right_for_two_images_are_no_wrong_answers():
     assert float(loss) == pytest.approx(float(expected), abs=1e-4) == pytest.approx(2 / 3 * np.log(2), abs=1e-4)
 
 
+def moving(**changed) -> Moving:
+    given = {"train": "all", "blocks": 1, "sides": ("image", "text"), "augment": "none", "sentences": 0, "precision": "float32", "seed": 0}
+    return Moving(**{**given, **changed})
+
+
 @pytest.mark.parametrize("chunk", [5, 7, 12])
 @pytest.mark.parametrize("make", [tiny_encoder, tiny_vit_encoder])
 def test_chunks_have_the_gradient_of_the_whole_batch(make, chunk):
-    pairs = Pairs.of(problem_of(make()), "all", 1, ("image", "text"))
-    scale = torch.tensor(3.0)
-
-    def objective(vectors, rows):
-        return info_nce(vectors[0], vectors[1], pairs.same[rows][:, rows], scale)
-
-    named = {**pairs.named, "scale": scale}
-    whole, parts = (
-        chunked_slopes([pairs.see_images, pairs.see_texts], objective, named, rows=24, chunk=size)(torch.arange(24)) for size in (24, chunk)
-    )
-    assert float(parts[0]) == pytest.approx(float(whole[0]), abs=1e-5)
+    pairs = Pairs.of_problem(problem_of(make()), moving(augment="safe"))
+    parts = {"contrastive": (1.0, Contrastive().part(pairs)), "sigmoid": (0.5, Sigmoid().part(pairs))}
+    named = all_moving(pairs, parts)
+    draws = torch.arange(24) + 5
+    whole, split = (chunked_slopes(seeing(pairs, parts), parts, named, chunk=size)(draws) for size in (24, chunk))
+    assert float(split[0]) == pytest.approx(float(whole[0]), abs=1e-5)
     moved = [name for name, slope in whole[1].items() if slope is not None]
-    assert {"scale", "image.out.weight", "text.table.weight"} <= set(moved)
-    flat = [torch.cat([found[1][name].flatten() for name in moved]).double() for found in (whole, parts)]
+    assert {"contrastive.log_scale", "sigmoid.bias", "image.out.weight", "text.table.weight"} <= set(moved)
+    flat = [torch.cat([found[1][name].flatten() for name in moved]).double() for found in (whole, split)]
     assert float(cosine_similarity(*flat, dim=0)) > 0.99999
     torch.testing.assert_close(flat[0], flat[1], atol=1e-5, rtol=1e-3)
 

@@ -109,18 +109,25 @@ def descend(
 
 
 def descend_slopes(
-    named: Mapping[str, Tensor], slopes: Slopes, how: Descent, *, n: int, seed: int, resume: Mapping[str, Tensor] | None = None
+    named: Mapping[str, Tensor],
+    slopes: Slopes,
+    how: Descent,
+    *,
+    n: int,
+    seed: int,
+    resume: Mapping[str, Tensor] | None = None,
+    order: Callable[[int], Some] | None = None,
 ) -> Generator[Step, None, dict[str, Tensor]]:
     """Go down the gradients that `slopes(rows)` gives to the named tensors, in place, by batches of n rows.
 
-    Batches come from (seed, step), so that a resumed descent equals an uninterrupted one bit for bit on a CPU with the same
-    number of threads; a batch of all rows is a slice, which copies nothing. `resume` is the state of a step. Returns the named
-    tensors, detached. Raises LearningError at a loss that is no number, before its step is made.
+    Batches come from (seed, step), or from `order(step)`, so that a resumed descent equals an uninterrupted one bit for bit on a CPU
+    with the same number of threads; a batch of all rows is a slice, which copies nothing. `resume` is the state of a step. Returns
+    the named tensors, detached. Raises LearningError at a loss that is no number, before its step is made.
     """
     moments = how.moments(named)
     start = _restored(named, moments, resume) if resume is not None else 0
     for number in range(start + 1, how.steps + 1):
-        value, found = slopes(_rows(n, how.batch, seed, number))
+        value, found = slopes(_rows(n, how.batch, seed, number) if order is None else order(number))
         shown = float(value)
         if not math.isfinite(shown):
             raise LearningError(f"the loss of step {number} of {how.steps} is {shown}: lower learning_rate (it is {how.learning_rate:g})")

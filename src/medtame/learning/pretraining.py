@@ -1,147 +1,175 @@
-"""Pretraining on pairs of images and texts: both towers see a batch in chunks, the loss sees all of it (GradCache, Gao et al. 2021,
-arxiv:2101.06983).
+"""Pretraining on pairs of images and texts: towers see a batch in chunks, the loss sees all of it (GradCache, Gao et al. 2021,
+arxiv:2101.06983), in one process or several.
 
 First every chunk is seen without a graph; the loss of all vectors gives each vector its gradient; then every chunk is seen again, with
-a graph, and hands its vectors' gradients on. The gradient is that of the whole batch, and memory is bounded by the chunk.
+a graph, and hands its vectors' gradients on. The gradient is that of the whole batch, and memory is bounded by the chunk. Several
+processes see a share of the batch each, and the same loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from medtame.encoders.blocks import depths_of, last_blocks_of
-from medtame.encoders.opened import opened
 from medtame.errors import PairError
-from medtame.learning.fine_tuning import copied, first_pixels, module_of
+from medtame.learning import ranks
 from medtame.learning.loop import Descent, Slopes, Some, Step, descend_slopes
-from medtame.types import Problem, Query
+from medtame.learning.pairs import Pairs
 
-See = Callable[[Tensor], Tensor]  # rows (n,) -> vectors (n, D), differentiable in the named weights
-Objective = Callable[[Sequence[Tensor], Tensor], Tensor]  # vectors of each side (n, D), and the rows (n,) -> ()
+IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
+Seen = Mapping[str, Tensor]  # of a batch: images (n, D), regions (n, L, D), texts (n, D), and what `see` of a part adds
+See = Callable[[Tensor], Seen]  # draws (n,) -> what is seen of them, differentiable in the weights that move
 
 
-def chunked_slopes(sides: Sequence[See], objective: Objective, named: Mapping[str, Tensor], *, rows: int, chunk: int) -> Slopes:
-    """The loss and its gradient to the named weights, with the graph of at most `chunk` rows alive at once.
+@dataclass(frozen=True)
+class Part:
+    """One objective at work on some pairs. A weighted sum has several.
 
-    Weights that the objective itself reads (a temperature) get their gradient from it; all others from the sides.
+    `across(seen, draws)` is a loss () of a whole batch; it may read what `reads` names, and what `see(draws)` adds to it. `within(draws)`
+    gives losses (n,), each of its own pair alone, so it is never seen but in chunks. `named` are weights of its own, which move too.
     """
-    everything = torch.arange(rows)
+
+    reads: frozenset[str] = frozenset()
+    across: Callable[[Seen, Tensor], Tensor] | None = None
+    within: Callable[[Tensor], Tensor] | None = None
+    see: See | None = None
+    named: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Weighted = Mapping[str, tuple[float, Part]]  # by name: how much it counts, and what
+
+
+def seeing(pairs: Pairs, parts: Weighted) -> See:
+    """All that the parts read of some draws, each tower run once."""
+    reads = frozenset().union(*(part.reads for _, part in parts.values()))
+
+    def see(draws: Tensor) -> Seen:
+        found: dict[str, Tensor] = {}
+        if REGIONS in reads:
+            found[IMAGES], found[REGIONS] = pairs.see_regions(draws)
+        elif IMAGES in reads:
+            found[IMAGES] = pairs.see_images(draws)
+        if TEXTS in reads:
+            found[TEXTS] = pairs.see_texts(pairs.said(draws))
+        for _, part in parts.values():
+            found |= part.see(draws) if part.see is not None else {}
+        return found
+
+    return see
+
+
+def chunked_slopes(see: See, parts: Weighted, named: Mapping[str, Tensor], *, chunk: int) -> Slopes:
+    """The loss and its gradient to the named weights for some draws, with the graph of at most `chunk` of them alive at once."""
+    whole = {name: (weight, part.across) for name, (weight, part) in parts.items() if part.across is not None}
+    alone = [(weight, part.within) for weight, part in parts.values() if part.within is not None]
+
+    def across(seen: Seen, draws: Tensor) -> Tensor:
+        return torch.stack([weight * loss(seen, draws) for weight, loss in whole.values()]).sum()
 
     def slopes(some: Some) -> tuple[Tensor, Mapping[str, Tensor | None]]:
-        batch = everything[some]
-        parts = torch.split(batch, chunk)
+        assert isinstance(some, Tensor)
         total: dict[str, Tensor | None] = dict.fromkeys(named)
-        if len(parts) == 1:
-            loss = objective([see(batch) for see in sides], batch)
-            return loss.detach(), _added(total, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
-        with torch.no_grad():
-            vectors = [torch.cat([see(part) for part in parts]) for see in sides]
-        leaves = [side.requires_grad_(True) for side in vectors]
-        loss = objective(leaves, batch)
-        found = torch.autograd.grad(loss, [*leaves, *named.values()], allow_unused=True)
-        _added(total, found[len(leaves) :])
-        for see, slope in zip(sides, found, strict=False):
-            if slope is None:
-                continue
-            for part, own in zip(parts, torch.split(slope, chunk), strict=True):
-                seen = see(part)
-                if seen.requires_grad:
-                    _added(total, torch.autograd.grad(seen, list(named.values()), own, allow_unused=True))
-        return loss.detach(), total
+        own, value = ranks.share(some), torch.zeros(())
+        chunks = torch.split(own, chunk)
+        if whole and len(chunks) == 1 and ranks.world() == 1:
+            value = _spread(across(see(own), own), named, total)
+        elif whole:
+            value = _in_two(see, across, some, chunks, named, total)
+        told = value if ranks.rank() == 0 else torch.zeros(())  # the loss of the whole batch is the same in all processes
+        for draws in chunks:
+            for weight, loss in alone:
+                told = told + _spread(weight * loss(draws).sum() / len(some), named, total)
+        joined = ranks.summed({**total, "loss": told.clone()})
+        return joined.pop("loss"), joined  # type: ignore[return-value]
 
     for tensor in named.values():
         tensor.requires_grad_(True)
     return slopes
 
 
-def _added(total: dict[str, Tensor | None], more: Sequence[Tensor | None]) -> dict[str, Tensor | None]:
-    """The sums, with more added to them."""
-    for name, slope in zip(total, more, strict=True):
-        before = total[name]
-        if slope is not None:
-            total[name] = slope.detach() if before is None else before + slope
-    return total
+def _in_two(
+    see: See,
+    across: Callable[[Seen, Tensor], Tensor],
+    draws: Tensor,
+    chunks: tuple[Tensor, ...],
+    named: Mapping[str, Tensor],
+    total: dict[str, Tensor | None],
+) -> Tensor:
+    """The loss of a batch; its gradient is added to `total`. This process sees its chunks twice, and of the others their vectors."""
+    with torch.no_grad():
+        parts = [see(part) for part in chunks]
+    leaves = {name: ranks.gathered(torch.cat([part[name] for part in parts])).requires_grad_(True) for name in parts[0]}
+    loss = across(leaves, draws)
+    found = torch.autograd.grad(loss, [*leaves.values(), *named.values()], allow_unused=True)
+    for name, slope in zip(named, found[len(leaves) :], strict=True):
+        _add(total, name, None if slope is None else slope / ranks.world())  # the same in all processes, which are summed
+    own = {
+        name: torch.split(ranks.share(slope), [len(part) for part in chunks])
+        for name, slope in zip(leaves, found, strict=False)
+        if slope is not None
+    }
+    for number, part in enumerate(chunks):
+        seen = see(part)
+        moved = [name for name in own if seen[name].requires_grad]
+        if moved:
+            handed = torch.autograd.grad(
+                [seen[name] for name in moved], list(named.values()), [own[name][number] for name in moved], allow_unused=True
+            )
+            for name, slope in zip(named, handed, strict=True):
+                _add(total, name, slope)
+    return loss.detach()
 
 
-Train = Literal["projections", "last", "all"]
+def _spread(loss: Tensor, named: Mapping[str, Tensor], total: dict[str, Tensor | None]) -> Tensor:
+    """Add a loss's gradient to the total; the loss, detached."""
+    for name, slope in zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True):
+        _add(total, name, slope)
+    return loss.detach()
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Rows of images with a text each, and the weights of both towers that move, by name."""
-
-    query: Query
-    texts: tuple[str, ...]  # (n,) of each row
-    same: Tensor  # (n, n) bool: whether the text of row j is right for the image of row i
-    image: nn.Module
-    text: Any
-    named: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, problem: Problem, train: Train, blocks: int, sides: Sequence[str]) -> Pairs:
-        """The pairs of a retrieval problem, whose targets (n, C) say which texts are right for a row; its own is the first of these."""
-        own = problem.targets.argmax(1)
-        encoder = problem.query.encoder
-        image, text = encoder.image_tower, encoder.text_tower
-        named: dict[str, Tensor] = {}
-        if "image" in sides:
-            image, moving = copied(image, trained(image, train, blocks, first_pixels(problem.query)))
-            named |= {f"image.{name}": tensor for name, tensor in moving.items()}
-        if "text" in sides:
-            text, moving = copied(text, trained(text, train, blocks, None))
-            named |= {f"text.{name}": tensor for name, tensor in moving.items()}
-        if not named:
-            raise PairError(f"train={train} finds no weight to train in the towers of {encoder.spec}: give train=last or train=all")
-        strings = tuple(problem.query.wanted.prompts[k][0] for k in own.tolist())
-        return cls(problem.query, strings, problem.targets[:, own] > 0, image, text, named)
-
-    def see_images(self, rows: Tensor) -> Tensor:
-        part = self.query.take(rows.numpy())
-        return part.vectors(part.encoder.changed(image=self.image, identity="pretraining"))
-
-    def see_texts(self, rows: Tensor) -> Tensor:
-        changed = self.query.encoder.changed(text=self.text, identity="pretraining")
-        return changed.texts([self.texts[row] for row in rows.tolist()])
+def _add(total: dict[str, Tensor | None], name: str, slope: Tensor | None) -> None:
+    before = total[name]
+    if slope is not None:
+        total[name] = slope.detach() if before is None else before + slope
 
 
-def trained(tower: Any, train: Train, blocks: int, pixels: Tensor | None) -> list[str]:
-    """Names of the weights of `opened(tower)` that move: what lies behind the blocks, the last so many blocks too, or all.
+def in_epochs(n: int, batch: int, seed: int) -> Callable[[int], Tensor]:
+    """Step (1-based) -> draws (batch,): every row once an epoch, in the order of (seed, epoch); what is left over waits for another.
 
-    Which parameters lie behind is seen from a pass of pixels; of a text tower, those in no block that are no embedding.
+    Fewer rows than a batch are one batch.
     """
-    apart = opened(module_of(tower))
-    names = [name for name, parameter in apart.named_parameters() if parameter.is_floating_point()]
-    if train == "all":
-        return names
-    last = last_blocks_of(apart, blocks)
-    if pixels is not None:
-        copy, _ = copied(tower, names)
-        depth = depths_of(copy, pixels)
-        behind = [name for name in names if depth[name] > max(depth[inner] for inner in names if inner.startswith(f"{last[-1]}."))]
-    else:
-        chain = last[-1].rpartition(".")[0]
-        tables = {f"{name}.weight" for name, part in apart.named_modules() if isinstance(part, nn.Embedding)}
-        outside = [name for name in names if not name.startswith(f"{chain}.") and name not in tables and "embedding" not in name.lower()]
-        behind = outside
-    return behind if train == "projections" else [*(name for name in names if any(name.startswith(f"{block}.") for block in last)), *behind]
+
+    @lru_cache(maxsize=1)
+    def shuffled(epoch: int) -> Tensor:
+        return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+    def order(step: int) -> Tensor:
+        epoch, place = divmod(step - 1, max(1, n // batch))
+        return epoch * n + shuffled(epoch)[place * batch : (place + 1) * batch]
+
+    return order
 
 
 def pretrained(
-    pairs: Pairs,
-    objective: Objective,
-    more: Mapping[str, Tensor],
-    how: Descent,
-    *,
-    chunk: int,
-    seed: int,
-    resume: Mapping[str, Tensor] | None,
+    pairs: Pairs, parts: Weighted, how: Descent, *, chunk: int, seed: int, resume: Mapping[str, Tensor] | None
 ) -> Generator[Step, None, dict[str, Tensor]]:
-    """Descend an objective over the towers' moving weights, and over `more` that it reads itself; the weights it ends with."""
-    named = {**pairs.named, **more}
-    slopes = chunked_slopes([pairs.see_images, pairs.see_texts], objective, named, rows=len(pairs.texts), chunk=chunk)
-    return (yield from descend_slopes(named, slopes, how, n=len(pairs.texts), seed=seed, resume=resume))
+    """Descend a weighted sum of objectives over the towers' moving weights and the parts' own; the weights of all it ends with.
+
+    Raises PairError where several processes cannot share a batch evenly.
+    """
+    size = min(how.batch, len(pairs))
+    if size % ranks.world():
+        raise PairError(f"a batch of {size} pairs cannot be shared by {ranks.world()} processes evenly: give another --set batch")
+    named = moving(pairs, parts)
+    slopes = chunked_slopes(seeing(pairs, parts), parts, named, chunk=chunk)
+    return (yield from descend_slopes(named, slopes, how, n=len(pairs), seed=seed, resume=resume, order=in_epochs(len(pairs), size, seed)))
+
+
+def moving(pairs: Pairs, parts: Weighted) -> dict[str, Tensor]:
+    """Every weight that moves, by name: those of the towers, and those of the parts under the name of their part."""
+    own = {f"{name}.{inner}": tensor for name, (_, part) in parts.items() for inner, tensor in part.named.items()}
+    return {**pairs.named, **own}

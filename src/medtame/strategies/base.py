@@ -5,14 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from medtame.errors import DataError, PairError
-from medtame.learning.loop import Step, finish
+from medtame.learning.fine_tuning import Precision, with_values
+from medtame.learning.loop import Descent, Step, finish
+from medtame.learning.pairs import Augment, Moving, Pairs, Train
+from medtame.learning.pretraining import Part, pretrained
 from medtame.learning.scores import REFUSED as REFUSED
 from medtame.learning.scores import classification_loss as classification_loss
 from medtame.learning.scores import cosine_logits as cosine_logits
@@ -78,6 +82,77 @@ class Tuned(Adapted):
         if kept is None or kept[0] is not base:
             kept = self.__dict__["_built"] = (base, self.encoder(base))
         return kept[1]
+
+
+@dataclass(frozen=True)
+class Retrained(Tuned):
+    """Towers with other weights, by name."""
+
+    image: dict[str, Tensor]
+    text: dict[str, Tensor]
+    how: str  # the method that made them
+
+    def encoder(self, base: Encoder) -> Encoder:
+        image = with_values(base.image_tower, self.image) if self.image else None
+        text = with_values(base.text_tower, self.text) if self.text else None
+        return base.changed(image=image, text=text, identity=self.how)
+
+
+@dataclass(frozen=True)
+class Pretrainer(Learner):
+    """Continues the encoder on pairs of images and texts by one objective, which `part` gives; then it answers as zero-shot does.
+
+    `train`: what lies behind the towers' blocks (projections), their last `blocks` blocks too (last), low-rank changes of every matrix
+    (lora), or all; `sides` image, text or both by commas: a side that is not named is locked. `augment` safe turns, shifts, scales
+    and changes contrast by little and never flips or crops; with none, what enters the first block that moves is computed once and
+    kept. `sentences`: so many of a text's at a time, drawn anew each epoch; 0 takes all. Marks of de-identification are taken out.
+    The gradient is that of the whole batch, seen in chunks, so memory grows with `chunk` alone. Batch norm stays as it is.
+    """
+
+    learning = "pretraining"
+    needs = frozenset({"paired_texts"})
+    towers = frozenset({"text", "image_modules"})
+    new_words = True
+    reads = frozenset({"candidates"})
+    starts_at_zero_shot = True
+    trains = "both towers, from the part that `train` names"
+    cost = "minutes: passes through both towers"
+    train: Train = "last"
+    blocks: Annotated[int, Field(gt=0)] = 1
+    sides: tuple[Literal["image", "text"], ...] = ("image", "text")
+    augment: Augment = "safe"
+    sentences: Annotated[int, Field(ge=0)] = 0
+    precision: Precision = "float32"
+    steps: Annotated[int, Field(ge=0)] = 60
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    batch: Annotated[int, Field(gt=1)] = 64
+    chunk: Annotated[int, Field(gt=0)] = 32
+
+    @abstractmethod
+    def part(self, pairs: Pairs) -> Part:
+        """The objective at work on these pairs."""
+
+    def moving(self, seed: int) -> Moving:
+        return Moving(
+            train=self.train,
+            blocks=self.blocks,
+            sides=self.sides,
+            augment=self.augment,
+            sentences=self.sentences,
+            precision=self.precision,
+            seed=seed,
+        )
+
+    def descent(self) -> Descent:
+        rate, decay, warm_up = self.learning_rate, self.weight_decay, min(5, self.steps // 4)
+        return Descent(steps=self.steps, learning_rate=rate, batch=self.batch, weight_decay=decay, warm_up=warm_up)
+
+    def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:
+        pairs, name = Pairs.of_problem(problem, self.moving(problem.seed)), type(self).__module__.rpartition(".")[2]
+        parts = {name: (1.0, self.part(pairs))}
+        kept = yield from pretrained(pairs, parts, self.descent(), chunk=self.chunk, seed=problem.seed, resume=resume)
+        return Retrained(*pairs.values(kept), name)
 
 
 def zero_shot_logits(query: Query, encoder: Encoder | None = None) -> Tensor:
