@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from medtame import __version__, literature_verbs, search_verbs, shelf_verbs
+from medtame import __version__, literature_verbs, pretrain_verbs, search_verbs, shelf_verbs
 from medtame.chat_options import AllowRemote, ChatUrl, without_address
 from medtame.errors import MedtameError, StoppedError
 from medtame.typed_words import free_folder, mapped, method_settings, pairs
@@ -268,6 +268,7 @@ def evaluate(
 
 
 search_verbs.mount(app)
+pretrain_verbs.mount(app)
 shelf_verbs.mount(app)
 literature_verbs.mount(app)
 

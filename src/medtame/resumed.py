@@ -60,8 +60,15 @@ def fingerprint(samples: ManifestSamples) -> str:
 class Learning:
     """The learning that belongs to a folder: called after each step as a watch, it keeps what can be gone on with."""
 
-    def __init__(self, folder: Path, belongs: Mapping[str, Any], watch: Watch, clock: Callable[[], float] = time.monotonic) -> None:
-        self.folder, self.watch, self.clock = folder, watch, clock
+    def __init__(
+        self,
+        folder: Path,
+        belongs: Mapping[str, Any],
+        watch: Watch,
+        clock: Callable[[], float] = time.monotonic,
+        every_seconds: float = EVERY_SECONDS,
+    ) -> None:
+        self.folder, self.watch, self.clock, self.every_seconds = folder, watch, clock, every_seconds
         self.belongs: dict[str, Any] = json.loads(json.dumps(belongs))
         self.start: dict[str, Tensor] | None = None  # what is gone on with
         self.note = ""  # what a reader of the run must know of it
@@ -122,10 +129,10 @@ class Learning:
         now = self.clock()
         if self._before is not None and self._before.number == step.number - 1 and math.isfinite(step.loss):
             self._good = self._before
-        if self._good is not None and self._good.number > self._kept and now - self._written >= EVERY_SECONDS:
+        if self._good is not None and self._good.number > self._kept and now - self._written >= self.every_seconds:
             self.write(self._good)
         small = self._before is None or sum(one.nbytes for one in self._before.tensors.values()) <= SMALL_BYTES
-        if small or now - self._copied >= EVERY_SECONDS:
+        if small or now - self._copied >= self.every_seconds:
             self._before, self._copied = State.after(step), now
         try:
             self.watch(step)
@@ -185,9 +192,11 @@ class Learning:
 
 
 @contextlib.contextmanager
-def kept(folder: Path, belongs: Mapping[str, Any], watch: Watch, *, resume: bool) -> Iterator[Learning]:
+def kept(
+    folder: Path, belongs: Mapping[str, Any], watch: Watch, *, resume: bool, every_seconds: float = EVERY_SECONDS
+) -> Iterator[Learning]:
     """The learning of a folder while it runs: its `start` is for the learner, it is the watch; after the block the run must be saved."""
-    learning = Learning(folder, belongs, watch)
+    learning = Learning(folder, belongs, watch, every_seconds=every_seconds)
     if resume:
         learning.read()
     try:

@@ -33,6 +33,7 @@ from medtame.metrics.intervals import Interval, one_way, resampled_groups
 from medtame.metrics.statistic import Statistic
 from medtame.strategies.base import Learner, Method
 from medtame.tasks.base import Frame, Task
+from medtame.trust.seen_images import refuse_seen
 from medtame.types import Adapted, Answer, Boxes, Encoder, Fitted, Grids, Kind, Predicted, Problem, Query, Samples, Scope, Scores, Texts
 
 SAMPLES_AT_ONCE = 64  # how many samples a row-wise method answers in one go where they pass through a tower or a decoder
@@ -189,6 +190,7 @@ class Run:
     def judged(self, samples: Samples, *, seed: int = 0) -> tuple[dict[str, Interval], str]:
         """`evaluate`, and the sentence of `counted`."""
         samples = self.task.usable(samples)
+        refuse_seen(self.encoder, samples)
         counts = resampled_groups(samples.groups, RESAMPLES, seed)
         found, refused = self.counted(samples)
         return {name: one_way(statistic, counts) for name, statistic in found.items()}, refused

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from medtame.strategies.base import Method
 
-CALLS_THE_CATALOGUE = ("run.py", "comparison", "verbs.py", "shelves.py", "config.py", "cli.py")
+CALLS_THE_CATALOGUE = ("run.py", "comparison", "verbs.py", "shelves.py", "config.py", "cli.py", "pretrain.py", "forgetting.py")
 
 
 def imported(file: Path) -> set[str]:

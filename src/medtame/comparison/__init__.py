@@ -27,6 +27,7 @@ from medtame.report import html, record
 from medtame.run import RESAMPLES, Data, Run, adapt, encoder, identity, meet, unmet
 from medtame.strategies.base import Method
 from medtame.tasks.base import Task
+from medtame.trust import seen_images
 from medtame.types import Array, Encoder
 
 FOLDS = 5  # where there is no test part
@@ -103,7 +104,7 @@ def compare(
     started, folder = time.perf_counter(), Path(out)
     opened = opened_encoders(encoders, lambda done, of: watch("encoding images", done, of))
     asked = preferring(best, settled(data, opened[0], methods, shots, draws, regime, minutes, seed, settings or {}))
-    looked, alike = looked_at(data, watch)
+    looked, alike = looked_at(data, opened, watch)
     settle_folder(folder, question(data, opened, asked), resume=resume)
     grids = [grid_of(data, one, asked, folder / "cells" / slug(one.spec), alike) for one in opened]
     plans, found = zip(*(run_cells(grid, asked, watch) for grid in grids), strict=True)
@@ -147,11 +148,9 @@ def advised(grid: Grid, plan: budget.Plan, metric: str, watch: Progress) -> dict
     return None if found is None else found.record()
 
 
-def looked_at(data: Data, watch: Progress) -> tuple[list[str], Array]:
-    """The quick part of `medtame check` as sentences, and (N,) a number a row: rows of nearly equal images share it.
-
-    Raises DataError where an image cannot be read.
-    """
+def looked_at(data: Data, opened: Sequence[Encoder], watch: Progress) -> tuple[list[str], Array]:
+    """The quick part of `medtame check` as sentences, and (N,) a number a row: rows of nearly equal images share it. Raises DataError."""
+    known = [sentence for one in opened for sentence in seen_images.told(one, data.samples, data.split)]
     found = quick_check.quick(
         data.samples, data.split, task=catalogue.name_of(data.task), watch=lambda done, of: watch("looking at the images", done, of)
     )
@@ -161,7 +160,7 @@ def looked_at(data: Data, watch: Progress) -> tuple[list[str], Array]:
     said = [f"{one.message} ({one.mend})" for one in found.findings if one.severity != "info"]
     numbers = dict(zip((picture.name for picture in found.images.pictures), duplicates.joined(found.looks.fingerprints), strict=True))
     column = "fixed" if "fixed" in data.samples else "image"
-    return said, np.array([numbers[picture.name] for picture in data.samples.pictures(column)])
+    return known + said, np.array([numbers[picture.name] for picture in data.samples.pictures(column)])
 
 
 def opened_encoders(encoders: str | Encoder | Sequence[str | Encoder], watch: Callable[[int, int], None]) -> list[Encoder]:

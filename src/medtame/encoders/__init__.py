@@ -1,8 +1,9 @@
 """Encoders by name: `bundled`, `open_clip:...`, `hf:...`, a short name such as `biomedclip`, or the folder of a model.
 
 `bundled` (or `bundled:FOLDER`) · `open_clip:MODEL/TAG`, `open_clip:hf-hub:OWNER/NAME`, `open_clip:FOLDER` · `hf:OWNER/NAME`,
-`hf:FOLDER` · a short name of known.csv · a folder alone. `@whole` at the end of all but `bundled` stretches the whole image where
-the checkpoint would cut its border off. `@dense` at the end of a vision transformer gives finer maps of several layers.
+`hf:FOLDER` · `pretrained:FOLDER` (of `medtame pretrain`) · a short name of known.csv · a folder alone. `@whole` at the end of `hf` and
+`open_clip` stretches the whole image where the checkpoint would cut its border off. `@dense` at the end of a vision transformer gives
+finer maps of several layers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from medtame.encoders import bundled, dense, known
+from medtame.encoders import bundled, dense, known, pretrained
 from medtame.encoders.dense import DENSE
 from medtame.encoders.preparation import WHOLE
 from medtame.encoders.towers import EncoderCard, TowerEncoder
@@ -45,7 +46,17 @@ def _hugging_face(rest: str) -> Opened:
     )
 
 
-FAMILIES: Mapping[str, Callable[[str], Opened]] = {"bundled": _bundled, "open_clip": _open_clip, "hf": _hugging_face}
+def _pretrained(rest: str) -> Opened:
+    folder = Path(rest).expanduser()
+    return partial(pretrained.card, folder, card), partial(pretrained.load, folder, card, load)
+
+
+FAMILIES: Mapping[str, Callable[[str], Opened]] = {
+    "bundled": _bundled,
+    "open_clip": _open_clip,
+    "hf": _hugging_face,
+    "pretrained": _pretrained,
+}
 
 
 def card(spec: str) -> EncoderCard:
@@ -86,10 +97,11 @@ def resolved(spec: str) -> str:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         raise UnknownNameError("encoder", spec, (*FAMILIES, *known.names()))
-    for file, family in (("open_clip_config.json", "open_clip"), ("config.json", "hf")):
+    for file, family in ((pretrained.CONFIG, "pretrained"), ("open_clip_config.json", "open_clip"), ("config.json", "hf")):
         if (folder / file).is_file():
             return f"{family}:{spec}"
-    raise EncoderError(f"{folder} has neither open_clip_config.json nor config.json: give the folder of an open_clip or transformers model")
+    kinds = "an open_clip or transformers model, or of medtame pretrain"
+    raise EncoderError(f"{folder} has neither open_clip_config.json nor config.json: give the folder of {kinds}")
 
 
 def _named_in_full(spec: str) -> bool:

@@ -7,12 +7,14 @@ put around a layer never sees it, and its path for 16-bit weights on CPU is slow
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from medtame.errors import PairError
 
 Change = Callable[[str, nn.Module], nn.Module | None]
 
@@ -67,3 +69,32 @@ def exchanged(module: nn.Module, change: Change) -> nn.Module:
         return copied
 
     return visit("", module)
+
+
+def module_of(tower: Any) -> nn.Module:
+    """The tower, if it has layers. Raises PairError."""
+    if not isinstance(tower, nn.Module) or not any(True for _ in tower.parameters()):
+        raise PairError("this side of the encoder has no layers that could be trained: use a method on frozen features, such as clap")
+    return tower
+
+
+def copied(tower: Any, moving: Iterable[str]) -> tuple[Any, dict[str, Tensor]]:
+    """The tower with plain attention, and copies of the weights of these names in it, by name; all other weights are shared.
+
+    Names are those of `opened(tower)`. The original stays as it is. Raises PairError where the tower has no layers.
+    """
+    apart, names = opened(module_of(tower)), set(moving)
+    still = [parameter for name, parameter in apart.named_parameters() if name not in names]
+    made = copy.deepcopy(apart, {id(tensor): tensor for tensor in [*still, *apart.buffers()]})
+    made.eval()
+    return made, {name: parameter.requires_grad_(True) for name, parameter in made.named_parameters() if name in names}
+
+
+def with_values(tower: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
+    """The tower with plain attention and these weights in the place of its own."""
+    made, named = copied(tower, values)
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(values[name])
+    frozen: nn.Module = made.requires_grad_(False)
+    return frozen

@@ -40,6 +40,7 @@ class EncoderCard:
     notes: str  # one line for tables: what it is and what it is not
     medical_text: bool | None = None  # whether it was trained on medical text; None: unknown
     licence: str = "unknown"
+    seen: frozenset[str] = frozenset()  # digests of images that it is known to have learnt from
 
 
 class Memory:

@@ -6,7 +6,6 @@ batch norm stays as it is, so what enters the first block that changes is comput
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -16,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from medtame.encoders.blocks import Before, Maps, NotCalledError, after, last_blocks_of
+from medtame.encoders.opened import copied as copied
+from medtame.encoders.opened import module_of as module_of
 from medtame.encoders.opened import opened
+from medtame.encoders.opened import with_values as with_values
 from medtame.errors import PairError
 from medtame.learning.loop import Descent, Step, descend
 from medtame.types import Encoder, Query, Samples
@@ -49,35 +51,6 @@ def adaptable(tower: Any, blocks: int | None = None) -> list[str]:
 
 def _matrix(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1)
-
-
-def module_of(tower: Any) -> nn.Module:
-    """The tower, if it has layers. Raises PairError."""
-    if not isinstance(tower, nn.Module) or not any(True for _ in tower.parameters()):
-        raise PairError("this side of the encoder has no layers that could be trained: use a method on frozen features, such as clap")
-    return tower
-
-
-def copied(tower: Any, moving: Iterable[str]) -> tuple[Any, dict[str, Tensor]]:
-    """The tower with plain attention, and copies of the weights of these names in it, by name; all other weights are shared.
-
-    Names are those of `opened(tower)`. The original stays as it is. Raises PairError where the tower has no layers.
-    """
-    apart, names = opened(module_of(tower)), set(moving)
-    still = [parameter for name, parameter in apart.named_parameters() if name not in names]
-    made = copy.deepcopy(apart, {id(tensor): tensor for tensor in [*still, *apart.buffers()]})
-    made.eval()
-    return made, {name: parameter.requires_grad_(True) for name, parameter in made.named_parameters() if name in names}
-
-
-def with_values(tower: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """The tower with plain attention and these weights in the place of its own."""
-    made, named = copied(tower, values)
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(values[name])
-    frozen: nn.Module = made.requires_grad_(False)
-    return frozen
 
 
 def halved(tower: nn.Module, moving: Iterable[Tensor]) -> None:

@@ -1,0 +1,115 @@
+"""What continuing an encoder gave and what it cost: the same measures before and after, paired, on data that it did not learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medtame import catalogue
+from medtame.data import splits
+from medtame.data.samples import ManifestSamples
+from medtame.metrics.intervals import difference, resampled_groups, two_way
+from medtame.metrics.statistic import Mean, Statistic
+from medtame.run import RESAMPLES, Data, fitted
+from medtame.types import Encoder
+
+METHODS = ("zero_shot", "linear_probe")
+PHOTOGRAPHS = (  # of other packages, which are not shipped: file, and what ImageNet calls what is on it
+    ("sklearn", "datasets/images/china.jpg", ("palace", "monastery")),
+    ("sklearn", "datasets/images/flower.jpg", ("daisy",)),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg", ("military uniform",)),
+)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric before and after, and the difference with its paired 95 % interval over patients or cases."""
+
+    on: str  # the data
+    method: str
+    metric: str
+    before: float
+    after: float
+    gain: float
+    low: float
+    high: float
+    n: int
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Measured = Mapping[tuple[str, str], Mapping[str, Statistic]]  # (data, method) -> metrics
+
+
+def measured(data: Mapping[str, Data], encoder: Encoder, methods: Sequence[str] = METHODS, *, seed: int = 0) -> Measured:
+    """Each method fitted on the training rows of each data set and measured on its test rows; without these on a fold by patients."""
+    found: dict[tuple[str, str], Mapping[str, Statistic]] = {}
+    for name, one in data.items():
+        train, test = sides(one, seed)
+        for method in methods:
+            found[name, method] = fitted(train, one.task, catalogue.build(catalogue.METHODS, method), encoder, seed=seed).measure(test)
+    return found
+
+
+def sides(data: Data, seed: int) -> tuple[ManifestSamples, ManifestSamples]:
+    """Training and test rows: those of the column split, or the first of five folds."""
+    if data.test is not None:
+        return data.train, data.test
+    train, test = splits.folds(data.samples, data.task.strata(data.samples).tolist(), seed=seed).parts[0]
+    return data.samples.take(train), data.samples.take(test)
+
+
+def changes(before: Measured, after: Measured, data: Mapping[str, Data], metrics: Sequence[str] = (), *, seed: int = 0) -> list[Change]:
+    """The first metric of each, or those named, of every data set and method."""
+    found = []
+    for name, method in before:
+        counts = resampled_groups(sides(data[name], seed)[1].groups, RESAMPLES, seed)
+        once = np.ones((len(counts), 1), dtype=np.int32)
+        for metric in metrics or (next(iter(before[name, method])),):
+            old, new = (two_way([side[name, method][metric]], counts, once) for side in (before, after))
+            gap = difference(new, old)
+            found.append(Change(name, method, metric, old.interval.value, new.interval.value, gap.value, gap.low, gap.high, gap.n))
+    return found
+
+
+def natural_ranks(encoder: Encoder) -> list[dict[str, Any]]:
+    """Of three photographs that come with scikit-learn and matplotlib: the rank of the right name among ImageNet's 1000.
+
+    Three say whether something broke, not how much. Photographs whose package is not there are left out.
+    """
+    from timm.data import ImageNetInfo  # here, because timm takes a second to import
+
+    known = ImageNetInfo()
+    names = [known.index_to_description(number, detailed=False) for number in range(known.num_classes())]
+    there = [(path, right) for package, place, right in PHOTOGRAPHS if (path := in_package(package, place)) is not None]
+    if not there:
+        return []
+    photographs = ManifestSamples({"image": [str(path) for path, _ in there]}, np.arange(len(there)))
+    scores = encoder.whole(photographs) @ encoder.texts([f"a photo of a {name.partition(',')[0]}" for name in names]).T
+    ranks = []
+    for (path, right), row in zip(there, scores.numpy(), strict=True):
+        numbers = [k for k, name in enumerate(names) if name.partition(",")[0] in right]
+        best = max(float(row[k]) for k in numbers)
+        ranks.append({"photograph": path.name, "right": " or ".join(right), "rank": int((row > best).sum()) + 1, "of": len(names)})
+    return ranks
+
+
+def in_package(package: str, place: str) -> Path | None:
+    found = find_spec(package)
+    paths = [Path(folder) / place for folder in (found.submodule_search_locations or ())] if found is not None else []
+    return next((path for path in paths if path.is_file()), None)
+
+
+def aligned(images: np.ndarray[Any, Any], texts: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> Mean:
+    """How much nearer an image is to its own texts than to others, as cosines: (n, D), (m, D), (n, m) bool."""
+    cosines = images @ texts.T
+    own = np.where(right, cosines, 0).sum(1) / np.maximum(right.sum(1), 1)
+    other = np.where(right, 0, cosines).sum(1) / np.maximum((~right).sum(1), 1)
+    return Mean(own - other)
