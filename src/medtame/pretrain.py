@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ from medtame.trust.seen_images import seen_rows
 from medtame.types import Array, Encoder, Query
 
 TASK = "image_text_retrieval"
-HELD, MOST_HELD, FEWEST_PAIRS = 0.1, 500, 40  # a share of the cases is kept aside; at most so many pairs; of so many pairs at least
+FEWEST = 8  # pairs
+HELD, MOST_HELD, HELD_OF = 0.1, 500, 40  # a share of the cases is kept aside; at most so many pairs; of so many pairs at least
 GLANCES, GLANCED = 5, 100  # how often and on how many held pairs recall is looked at while learning
 RECALL = ("recall_at_10_image_to_text", "recall_at_10_text_to_image")
 LARGEST_SCALE = 100.0
@@ -95,7 +96,7 @@ class Material:
         if sections:
             samples = samples.replaced(text=[chosen(str(text), sections) for text in samples.column("text")])
         whole = cls(Data(samples, data.task, Split(np.arange(len(samples)), None, "No pair was kept aside.")))
-        if len(samples) < FEWEST_PAIRS or share == 0:
+        if len(samples) < HELD_OF or share == 0:
             return whole
         names, of_row = np.unique(np.asarray(samples.groups, dtype=str), return_inverse=True)
         order = np.random.default_rng((seed, len(names))).permutation(len(names))
@@ -123,10 +124,8 @@ def paired_up(samples: ManifestSamples, opened: Encoder, first: Pretrainer, seed
     _, case = np.unique(np.asarray(samples.groups, dtype=str), return_inverse=True)
     if len(distinct) < 2:
         raise DataError(f"all {len(texts)} pairs have the same text ({texts[0][:60]!r}): pretraining needs images with different texts")
-    if len(texts) < first.chunk:
-        raise DataError(
-            f"{len(texts)} pairs are fewer than a chunk of {first.chunk}: give more pairs, or --set chunk={max(2, len(texts) // 2)}"
-        )
+    if len(texts) < FEWEST:
+        raise DataError(f"{len(texts)} pairs are too few to tell right texts from wrong ones: give {FEWEST} or more")
 
     def right(rows: Array, ids: Array) -> Tensor:
         return torch.from_numpy((case[rows][:, None] == case[rows][None]) | (own[rows][:, None] == ids[None]))
@@ -194,16 +193,18 @@ def pretrain(
         others = {name: load(one, "classification") for name, one in (watched or {}).items()}
         base = encoder(spec, watch=lambda done, of: watch("encoding images", done, of))
         material = Material.of(data, sections, held, seed)
-        with limited(threads_of(asked[0].method)):
-            pairs = paired_up(material.learnt, base, asked[0].method, seed)
+        first = asked[0].method
+        with limited(threads_of(first)):
+            pairs = paired_up(material.learnt, base, first, seed)
             parts = {one.name: (one.weight, one.method.part(pairs)) for one in asked}
             belongs = belonging(material, asked, base, seed)
             with kept(folder, belongs, resume=resume, every=keep_every_seconds) as learning:
-                ended, curve = learnt(pairs, parts, asked[0].method, learning, material.held, folder, seed, watch)
+                ended, curve = learnt(pairs, parts, first, learning, material.held, folder, seed, watch)
                 seconds = time.perf_counter() - started
                 if ranks.rank() > 0:
                     return {}
                 written(pairs, ended, asked, spec, folder, material)
+        few = [f"All {len(pairs)} pairs are one batch; batches of {first.batch} were asked for."] if len(pairs) < first.batch else []
         made = {
             "how": how(asked),
             "seconds": seconds,
@@ -211,6 +212,7 @@ def pretrain(
             "command": command,
             "learnt": len(pairs),
             "held": material.data.split.how,
+            "notes": few,
         }
         return told(folder, base, {**pairs_of(material, data), **others}, made, seed, watch)
 
@@ -259,8 +261,8 @@ def learnt(
 
 def line(step: Step, named: Mapping[str, Tensor], speed: float, recall: float) -> str:
     """Loss, temperature, images a second and running recall, as the bar shows them."""
-    scale = next((float(one.detach().exp()) for name, one in named.items() if name.endswith("log_scale")), None)
-    heat = "" if scale is None else f", temperature {1 / scale:.3f}"
+    temperature = next((float((-one.detach()).exp()) for name, one in named.items() if name.endswith("log_scale")), None)
+    heat = "" if temperature is None else f", temperature {temperature:.3f}"
     ranked = "" if math.isnan(recall) else f", R@10 {recall:.2f}"
     return f"loss {step.loss:.3f}{heat}, {speed:.0f} images/s{ranked}"
 
@@ -289,11 +291,17 @@ def belonging(material: Material, asked: Sequence[Objective], base: Encoder, see
     return {
         "method": "+".join(one.name for one in asked),
         "settings": catalogue.settings_of(first.method),
-        "objectives": {one.name: [one.weight, catalogue.settings_of(one.method)] for one in asked[1:]} | {first.name: first.weight},
+        "objectives": {one.name: [one.weight, own(one.method)] for one in asked},
         "seed": seed,
         "encoder": identity(base),
         "rows": resumed.fingerprint(material.learnt),
     }
+
+
+def own(method: Pretrainer) -> dict[str, Any]:
+    """Settings that the objective alone has; those of all are the first one's."""
+    shared = {field.name for field in fields(Pretrainer)}
+    return {name: value for name, value in catalogue.settings_of(method).items() if name not in shared}
 
 
 def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], spec: str, folder: Path, material: Material) -> None:
@@ -333,7 +341,7 @@ def pairs_of(material: Material, data: Data) -> dict[str, Data]:
 def told(folder: Path, base: Encoder, data: Mapping[str, Data], made: dict[str, Any], seed: int, watch: Progress) -> dict[str, Any]:
     """The record, with its page and the card of the encoder: what changed on pairs, on labelled images, on photographs."""
     new = encoder(str(folder), watch=lambda done, of: watch("encoding images anew", done, of))
-    notes, usable = [], {}
+    notes, usable = list(made["notes"]), {}
     for name, one in data.items():
         rows = seen_rows(new, sides(one, seed)[1])
         if rows:

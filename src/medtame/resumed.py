@@ -66,9 +66,10 @@ class Learning:
         belongs: Mapping[str, Any],
         watch: Watch,
         clock: Callable[[], float] = time.monotonic,
-        every_seconds: float = EVERY_SECONDS,
+        every_seconds: float | None = None,
     ) -> None:
-        self.folder, self.watch, self.clock, self.every_seconds = folder, watch, clock, every_seconds
+        self.folder, self.watch, self.clock = folder, watch, clock
+        self.every_seconds = EVERY_SECONDS if every_seconds is None else every_seconds
         self.belongs: dict[str, Any] = json.loads(json.dumps(belongs))
         self.start: dict[str, Tensor] | None = None  # what is gone on with
         self.note = ""  # what a reader of the run must know of it
@@ -192,9 +193,7 @@ class Learning:
 
 
 @contextlib.contextmanager
-def kept(
-    folder: Path, belongs: Mapping[str, Any], watch: Watch, *, resume: bool, every_seconds: float = EVERY_SECONDS
-) -> Iterator[Learning]:
+def kept(folder: Path, belongs: Mapping[str, Any], watch: Watch, *, resume: bool, every_seconds: float | None = None) -> Iterator[Learning]:
     """The learning of a folder while it runs: its `start` is for the learner, it is the watch; after the block the run must be saved."""
     learning = Learning(folder, belongs, watch, every_seconds=every_seconds)
     if resume:

@@ -196,14 +196,14 @@ def _hooked(tower: nn.Module, block: str, hook: Any) -> nn.Module:
 def _ended(tower: nn.Module, block: str, pixels: Tensor) -> dict[str, torch.Size]:
     """The outermost parts that were called once, ended before the block began and gave a tensor: their shapes."""
     ended: dict[str, torch.Size] = {}
-    with torch.no_grad(), _watched(tower, block, ended) as calls:
+    with torch.no_grad(), watched(tower, block, ended) as calls:
         tower(pixels)
     once = {name: shape for name, shape in ended.items() if calls[name] == 1}
     return {name: shape for name, shape in once.items() if not any(name.startswith(f"{other}.") for other in once)}
 
 
 @contextmanager
-def _watched(tower: nn.Module, block: str, ended: dict[str, torch.Size]) -> Iterator[Counter[str]]:
+def watched(tower: nn.Module, block: str, ended: dict[str, torch.Size]) -> Iterator[Counter[str]]:
     """Fill `ended` with the shapes that parts give before the block begins, and count calls."""
     calls: Counter[str] = Counter()
     begun: list[str] = []

@@ -18,9 +18,10 @@ from medtame.data.report_text import cleaned
 from medtame.data.report_text import sentences as sentences_of
 from medtame.encoders.blocks import Maps, depths_of, last_blocks_of
 from medtame.encoders.opened import opened
+from medtame.encoders.text_blocks import KeptTexts
 from medtame.errors import PairError
 from medtame.learning.augmented import augmented, chances, changes
-from medtame.learning.fine_tuning import Pass, Precision, Sight, adaptable, copied, first_pixels, module_of
+from medtame.learning.fine_tuning import KEPT_BYTES, Pass, Precision, Sight, adaptable, copied, first_pixels, module_of
 from medtame.learning.low_rank import LowRank, side_of
 from medtame.types import Array, Encoder, Problem, Query
 
@@ -92,12 +93,14 @@ class Pairs:
     moving: Moving
     image: ImageSide
     text: Any  # the text tower with the weights that move
+    kept_texts: KeptTexts | None
     named: dict[str, Tensor]
 
     @classmethod
     def of(cls, query: Query, strings: Sequence[str], choices: Sequence[Sequence[int]], right: Right, moving: Moving) -> Pairs:
         """Pairs whose towers are copies: those of the query's encoder stay as they are. Raises PairError where nothing would move."""
-        encoder, named = query.encoder, dict[str, Tensor]()
+        encoder, named, kept_texts = query.encoder, dict[str, Tensor](), None
+        said = tuple(cleaned(one) or one for one in strings)
         image, text, first = encoder.image_tower, encoder.text_tower, None
         if "image" in moving.sides:
             image, found = movable(image, moving, first_pixels(query))
@@ -110,12 +113,14 @@ class Pairs:
         if "text" in moving.sides:
             text, found = movable(text, moving, None)
             named |= {f"text.{name}": tensor for name, tensor in found.items()}
+            if moving.train in ("last", "projections") and not moving.sentences:
+                kept_texts = KeptTexts.of(text, last_blocks_of(text, moving.blocks if moving.train == "last" else 1)[0], said, KEPT_BYTES)
         if not named:
             raise PairError(f"train={moving.train} finds no weight to train in the towers of {encoder.spec}: give train=last or train=all")
         look = encoder.changed(image=Look(), identity="look")
         kept = Sight.of(query, image, first, moving.precision) if moving.augment == "none" and first is not None else None
         side = ImageSide(query, image, look, moving.augment == "safe", moving.seed, moving.precision, kept)
-        return cls(query, tuple(cleaned(one) or one for one in strings), tuple(map(tuple, choices)), right, moving, side, text, named)
+        return cls(query, said, tuple(map(tuple, choices)), right, moving, side, text, kept_texts, named)
 
     @classmethod
     def of_problem(cls, problem: Problem, moving: Moving) -> Pairs:
@@ -187,9 +192,10 @@ class Pairs:
         """(n, D), unit norm, by the tower with the weights that move."""
         if "text" not in self.moving.sides:
             return self.encoder.texts(strings)
-        changed = self.encoder.changed(text=self.text, identity="pretraining")
         with torch.autocast("cpu", torch.bfloat16, enabled=self.moving.precision == "bfloat16"):
-            return changed.texts(strings).float()
+            if self.kept_texts is not None and all(one in self.kept_texts.tokens for one in strings):
+                return self.kept_texts(strings).float()
+            return self.encoder.changed(text=self.text, identity="pretraining").texts(strings).float()
 
     def values(self, kept: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The weights of the image side and of the text side as they are to stand in the towers, of what learning ended with."""

@@ -127,7 +127,7 @@ class Pretrainer(Learner):
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     batch: Annotated[int, Field(gt=1)] = 64
-    chunk: Annotated[int, Field(gt=0)] = 32
+    chunk: Annotated[int, Field(gt=0)] = 64
 
     @abstractmethod
     def part(self, pairs: Pairs) -> Part:
