@@ -16,7 +16,8 @@ from medtame.learning.pairs import Moving, Pairs, trained
 from medtame.learning.pretraining import chunked_slopes, seeing
 from medtame.learning.pretraining import moving as all_moving
 from medtame.run import fitted
-from medtame.strategies.tuning.contrastive import Contrastive, info_nce
+from medtame.learning.contrast import info_nce
+from medtame.strategies.tuning.contrastive import Contrastive
 from medtame.strategies.tuning.sigmoid import Sigmoid, pairwise
 from medtame.strategies.tuning.soft_target import softened
 from medtame.tasks.image_text_retrieval import ImageTextRetrieval

@@ -23,20 +23,22 @@ from medtame.learning.pairs import Pairs
 IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 Seen = Mapping[str, Tensor]  # of a batch: images (n, D), regions (n, L, D), texts (n, D), and what `see` of a part adds
 See = Callable[[Tensor], Seen]  # draws (n,) -> what is seen of them, differentiable in the weights that move
+SeeMore = Callable[[Tensor, Seen], Seen]  # the same, of draws and what was seen of them before
 
 
 @dataclass(frozen=True)
 class Part:
     """One objective at work on some pairs. A weighted sum has several.
 
-    `across(seen, draws)` is a loss () of a whole batch; it may read what `reads` names, and what `see(draws)` adds to it. `within(draws)`
-    gives losses (n,), each of its own pair alone, so it is never seen but in chunks. `named` are weights of its own, which move too.
+    `across(seen, draws)` is a loss () of a whole batch; it may read what `reads` names, and what `see(draws, seen)` adds to it: tensors
+    (n, ...) of one width in every chunk, which may be losses of each pair. `within(draws)` gives losses (n,), each of its own pair alone,
+    so it is never seen but in chunks. `named` are weights of its own, which move too.
     """
 
     reads: frozenset[str] = frozenset()
     across: Callable[[Seen, Tensor], Tensor] | None = None
     within: Callable[[Tensor], Tensor] | None = None
-    see: See | None = None
+    see: SeeMore | None = None
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -56,7 +58,7 @@ def seeing(pairs: Pairs, parts: Weighted) -> See:
         if TEXTS in reads:
             found[TEXTS] = pairs.see_texts(pairs.said(draws))
         for _, part in parts.values():
-            found |= part.see(draws) if part.see is not None else {}
+            found |= part.see(draws, found) if part.see is not None else {}
         return found
 
     return see
