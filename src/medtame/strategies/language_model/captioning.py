@@ -28,7 +28,7 @@ IMAGES_TO_CENTRE = 256  # whose vectors give the mean and spread that the decode
 def shown(vectors: Tensor, regions: Tensor) -> Tensor:
     """(n, 1 + k x k, D) of unit norm: whole vectors (n, D) and regions (n, G x G, D), pooled to k = at most `SIDE` cells a side."""
     side = math.isqrt(regions.shape[1])
-    cells = regions.mT.unflatten(2, (side, side))
+    cells = regions.mT.reshape(len(regions), -1, side, side)
     pooled = adaptive_avg_pool2d(cells, min(SIDE, side)).flatten(2).mT
     return torch.cat([normalize(vectors, dim=-1)[:, None], normalize(pooled, dim=-1)], 1)
 

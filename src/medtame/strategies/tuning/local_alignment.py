@@ -23,12 +23,12 @@ NUMBERS_AT_ONCE = 2**24  # likenesses of words and regions that are held at a ti
 LEAST = 1e-8
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 STOP_WORDS = frozenset(
-    WORD.findall(
-        "a about after again all also am an and any are as at be because been before being between both but by can could did do does doing for "
-        "from further had has have having he her here him his how i if in into is it its just may me might more most must my no non nor not of "
-        "off on once only or other our out over own same shall she should so some such than that the their them then there these they this "
-        "those to too under up us was we were what when where which while who whom why will with within without would you your"
-    )
+    WORD.findall("""
+    a about after again all also am an and any are as at be because been before being between both but by can could did do does doing for
+    from further had has have having he her here him his how i if in into is it its just may me might more most must my no non nor not of
+    off on once only or other our out over own same shall she should so some such than that the their them then there these they this those to
+    too under up us was we were what when where which while who whom why will with within without would you your
+    """)
 )
 
 
@@ -44,11 +44,11 @@ def likeness(regions: Tensor, words: Tensor, said: Tensor, region_sharpness: flo
     Regions (n, L, D) and words (m, W, D) are of unit norm; `said` (m, W) is 1 where there is a word. A word's regions are their mean by
     softmax(region sharpness x cosine); its norm comes from the regions' products with each other, so no mean is ever made.
     """
-    cosines = (regions.flatten(0, 1) @ words.flatten(0, 1).T).unflatten(0, regions.shape[:2])  # (n, L, m W)
+    cosines = (regions.flatten(0, 1) @ words.flatten(0, 1).T).reshape(*regions.shape[:2], -1)  # (n, L, m W)
     looks = (region_sharpness * cosines).softmax(1)
     lengths = (looks * (regions @ regions.mT @ looks)).sum(1).clamp(min=LEAST).sqrt()
-    found = ((looks * cosines).sum(1) / lengths).unflatten(1, said.shape)
-    summed = (word_sharpness * found).masked_fill(said == 0, -torch.inf).logsumexp(2)
+    found = ((looks * cosines).sum(1) / lengths).reshape(-1, *said.shape)
+    summed: Tensor = (word_sharpness * found).masked_fill(said == 0, -torch.inf).logsumexp(2)
     return summed - said.detach().sum(1).log()
 
 
@@ -59,7 +59,7 @@ def in_blocks(regions: Tensor, words: Tensor, said: Tensor, region_sharpness: fl
         return likeness(regions, words, said, region_sharpness, word_sharpness)
     parts = [
         checkpoint(likeness, regions, *part, region_sharpness, word_sharpness, use_reentrant=False)
-        for part in zip(words.split(size), said.split(size), strict=True)
+        for part in zip(torch.split(words, size), torch.split(said, size), strict=True)
     ]
     return torch.cat(parts, 1)
 
@@ -109,4 +109,4 @@ class LocalAlignment(Pretrainer):
         said = torch.tensor([[1.0] * len(row) + [0.0] * (self.words - len(row)) for row in words])
         places = torch.nonzero(said.flatten())[:, 0]
         spread = vectors.new_zeros(said.numel(), vectors.shape[1]).index_copy(0, places, vectors)
-        return spread.unflatten(0, said.shape), said
+        return spread.reshape(*said.shape, -1), said
