@@ -24,10 +24,11 @@ LEAST = 1e-8
 WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 STOP_WORDS = frozenset(
     WORD.findall("""
-    a about after again all also am an and any are as at be because been before being between both but by can could did do does doing for
-    from further had has have having he her here him his how i if in into is it its just may me might more most must my no non nor not of
-    off on once only or other our out over own same shall she should so some such than that the their them then there these they this those to
-    too under up us was we were what when where which while who whom why will with within without would you your
+    a about after again all also am an and any are as at be because been before being between both but by can could did do does
+    doing for from further had has have having he her here him his how i if in into is it its just may me might more most must my
+    no non nor not of off on once only or other our out over own same shall she should so some such than that the their them then
+    there these they this those to too under up us was we were what when where which while who whom why will with within without
+    would you your
     """)
 )
 
