@@ -50,6 +50,7 @@ ISSUE = {  # name: goal
     "short_frozen_prompts": 5.0,
     "lora_bf16": 2.2,
     "lora_last_4_blocks_kept_inputs": 6.0,
+    "pretrain_in_chunks": 1 / 1.35,
     "search_100_000": 15.0,
     "search_1_000_000": 50.0,
 }
