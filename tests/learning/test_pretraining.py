@@ -11,12 +11,12 @@ from torch.nn.functional import cosine_similarity, normalize
 from contracts.tiny import tiny
 from doubles import tiny_encoder, tiny_vit_encoder
 from medtame import catalogue
+from medtame.learning.contrast import info_nce
 from medtame.learning.loop import finish
 from medtame.learning.pairs import Moving, Pairs, trained
 from medtame.learning.pretraining import chunked_slopes, seeing
 from medtame.learning.pretraining import moving as all_moving
 from medtame.run import fitted
-from medtame.learning.contrast import info_nce
 from medtame.strategies.tuning.contrastive import Contrastive
 from medtame.strategies.tuning.sigmoid import Sigmoid, pairwise
 from medtame.strategies.tuning.soft_target import softened
