@@ -74,7 +74,7 @@ class MaskedImage(Pretrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(pairs.moving.seed)
             weight = 0.1 / math.sqrt(first.shape[1]) * torch.randn(3 * side * side, first.shape[1], 1, 1)
-        named = {"weight": weight, "bias": torch.zeros(3 * side * side)}
+        named = {"decoder.weight": weight, "decoder.bias": torch.zeros(3 * side * side)}
         size = first.square().mean().sqrt().clamp(min=LEAST)  # what the map's numbers are divided by, so that any tower's are of size 1
 
         def within(draws: Tensor) -> Tensor:
@@ -82,7 +82,9 @@ class MaskedImage(Pretrainer):
             out = patches_out(pairs.moving.seed, draws, self.patches, self.share)
             hidden = interpolate(out, pixels.shape[-2:], mode="nearest")
             first = see(pixels.lerp(pixels.mean((2, 3), keepdim=True).expand_as(pixels), hidden))[1][0]
-            return self.masked * lost(pixel_shuffle(conv2d(first / size, named["weight"], named["bias"]), side), pixels, out)
+            return self.masked * lost(
+                pixel_shuffle(conv2d(first / size, named["decoder.weight"], named["decoder.bias"]), side), pixels, out
+            )
 
         def across(seen: Seen, draws: Tensor) -> Tensor:
             return self.contrastive * contrast(seen[IMAGES], seen[TEXTS], draws)
