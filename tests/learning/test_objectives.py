@@ -6,45 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from contracts.tiny import tiny
 from doubles import tiny_encoder, tiny_vit_encoder
+from drawn_pairs import OBJECTIVES, flat, pairs_of, part_of, problem_of, slopes_of
 from medtame import catalogue
-from medtame.learning.pairs import Moving, Pairs
-from medtame.learning.pretraining import chunked_slopes, seeing
-from medtame.learning.pretraining import moving as all_moving
-from medtame.strategies.base import Pretrainer
-from medtame.tasks.image_text_retrieval import ImageTextRetrieval
-from medtame.types import Problem
-
-OBJECTIVES = [
-    name for name in catalogue.names(catalogue.METHODS) if issubclass(catalogue.settings_class(catalogue.METHODS, name), Pretrainer)
-]
-DRAWS = torch.arange(24) + 5
-
-
-def problem_of(encoder) -> Problem:
-    task = ImageTextRetrieval()
-    samples = task.usable(tiny("image_text_retrieval")[0])
-    return task.settled(samples).frame(samples, "scores").problem(samples, encoder, 0)
-
-
-def pairs_of(encoder, **changed) -> Pairs:
-    given = {"train": "all", "blocks": 1, "sides": ("image", "text"), "augment": "safe", "sentences": 0, "precision": "float32", "seed": 0}
-    return Pairs.of_problem(problem_of(encoder), Moving(**{**given, **changed}))
-
-
-def slopes_of(pairs, parts, chunk=24, draws=DRAWS):
-    named = all_moving(pairs, parts)
-    loss, found = chunked_slopes(seeing(pairs, parts), parts, named, chunk=chunk)(draws)
-    return float(loss), {name: torch.zeros_like(named[name]) if slope is None else slope for name, slope in found.items()}
-
-
-def part_of(name: str, pairs: Pairs, **settings):
-    return catalogue.build(catalogue.METHODS, name, settings).part(pairs)
-
-
-def flat(slopes):
-    return torch.cat([slope.detach().flatten() for slope in slopes.values()]).double()
 
 
 def test_all_objectives_are_here():

@@ -9,21 +9,17 @@ import torch
 from torch.func import functional_call
 from torch.nn.functional import normalize
 
-from contracts.tiny import tiny
 from doubles import tiny_encoder
+from drawn_pairs import pairs_of
 from medtame.learning.loop import Descent, descend, finish
-from medtame.learning.pairs import Moving, Pairs
+from medtame.learning.pairs import Pairs
 from medtame.learning.vocabulary import END, SPEAK, UNKNOWN, split_words
 from medtame.strategies.language_model.captioning import Captioner, shown
-from medtame.tasks.image_text_retrieval import ImageTextRetrieval
 
 
 @pytest.fixture(scope="module")
 def pairs() -> Pairs:
-    task, samples = ImageTextRetrieval(), tiny("image_text_retrieval")[0]
-    problem = task.settled(samples).frame(samples, "scores").problem(samples, tiny_encoder(), 0)
-    moving = Moving(train="all", blocks=1, sides=("image", "text"), augment="none", sentences=0, precision="float32", seed=0)
-    return Pairs.of_problem(problem, moving)
+    return pairs_of(tiny_encoder(), augment="none")
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,14 @@ import torch
 from torch import nn
 from torch.nn.functional import kl_div
 
-from contracts.tiny import tiny
 from doubles import tiny_encoder
+from drawn_pairs import flat, pairs_of, part_of, problem_of, slopes_of
 from medtame import encoders
 from medtame.encoders.towers import EncoderCard
 from medtame.errors import PairError, UnknownNameError
 from medtame.learning.loop import finish
-from medtame.learning.pairs import Moving, Pairs
-from medtame.learning.pretraining import chunked_slopes, moving, seeing
 from medtame.strategies.knowledge.distillation import Distillation, divergence
-from medtame.tasks.image_text_retrieval import ImageTextRetrieval
 from medtame.types import Query
-
-
-def problem_of(encoder, part: int = 0):
-    task, samples = ImageTextRetrieval(), tiny("image_text_retrieval")[part]
-    return task.settled(samples).frame(samples, "scores").problem(samples, encoder, 0)
 
 
 def forgetful():
@@ -48,12 +40,10 @@ def test_divergence_is_that_of_torch():
 
 def test_the_encoder_itself_teaches_nothing_at_the_start():
     """Without a teacher the loss and its gradient are zero before the first step: it only holds back."""
-    given = Moving(train="all", blocks=1, sides=("image", "text"), augment="none", sentences=0, precision="float32", seed=0)
-    pairs = Pairs.of_problem(problem_of(tiny_encoder()), given)
-    parts = {"distillation": (1.0, Distillation(contrastive=0).part(pairs))}
-    loss, slopes = chunked_slopes(seeing(pairs, parts), parts, moving(pairs, parts), chunk=9)(torch.arange(24))
-    assert float(loss) == pytest.approx(0, abs=1e-5)
-    assert max(float(slope.abs().max()) for slope in slopes.values() if slope is not None) < 1e-4
+    pairs = pairs_of(tiny_encoder(), augment="none")
+    loss, slopes = slopes_of(pairs, {"distillation": (1.0, part_of("distillation", pairs, contrastive=0))}, 9)
+    assert loss == pytest.approx(0, abs=1e-5)
+    assert float(flat(slopes).abs().max()) < 1e-4
 
 
 @pytest.fixture

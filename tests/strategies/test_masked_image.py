@@ -6,24 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from contracts.tiny import tiny
 from doubles import tiny_encoder, tiny_vit_encoder
+from drawn_pairs import pairs_of, problem_of
 from medtame.errors import PairError
 from medtame.learning.loop import Descent, finish
-from medtame.learning.pairs import Moving, Pairs
 from medtame.learning.pretraining import pretrained
 from medtame.strategies.tuning.masked_image import MaskedImage, lost, patches_out
-from medtame.tasks.image_text_retrieval import ImageTextRetrieval
-
-
-def problem_of(encoder):
-    task, samples = ImageTextRetrieval(), tiny("image_text_retrieval")[0]
-    return task.settled(samples).frame(samples, "scores").problem(samples, encoder, 0)
-
-
-def pairs_of(encoder, **changed) -> Pairs:
-    given = {"train": "all", "blocks": 1, "sides": ("image", "text"), "augment": "none", "sentences": 0, "precision": "float32", "seed": 0}
-    return Pairs.of_problem(problem_of(encoder), Moving(**{**given, **changed}))
 
 
 def test_the_same_share_of_every_image_is_out_by_the_draw_alone():
@@ -60,7 +48,7 @@ def test_only_what_is_out_counts():
     torch.testing.assert_close(lost(torch.zeros(1, 3, 4, 4), smooth, torch.ones(1, 1, 2, 2)), torch.tensor([2.0]))  # averaged pixels
 
 
-def test_the_tower_sees_the_mean_where_patches_are_out(monkeypatch: pytest.MonkeyPatch):
+def test_the_tower_sees_the_mean_where_patches_are_out():
     pairs, draws = pairs_of(tiny_encoder()), torch.tensor([2, 5])
     seen: list[torch.Tensor] = []
     part = MaskedImage(patches=4).part(pairs)
@@ -75,7 +63,7 @@ def test_the_tower_sees_the_mean_where_patches_are_out(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("make", [tiny_encoder, tiny_vit_encoder])
 def test_what_was_out_is_found_better_than_by_the_mean(make):
     """Patches of discs, from the rest of the disc: after learning, less is lost than by the image's mean."""
-    pairs = pairs_of(make(), sides=("image",))
+    pairs = pairs_of(make(), sides=("image",), augment="none")
     part = MaskedImage(contrastive=0, share=0.25).part(pairs)
     how = Descent(steps=150, learning_rate=3e-3, batch=24)
     draws = torch.arange(24) + 24 * 1000
@@ -100,7 +88,7 @@ def test_without_the_contrast_only_the_image_side_learns():
 
 def test_inputs_kept_for_the_contrast_do_not_hide_the_pixels():
     """augment=none keeps what enters the last block; masked pixels still pass through the whole tower, and differ by the draw."""
-    pairs = pairs_of(tiny_vit_encoder(), train="last")
+    pairs = pairs_of(tiny_vit_encoder(), train="last", augment="none")
     assert pairs.image.kept is not None
     part = MaskedImage().part(pairs)
     one, other = (float(part.within(torch.tensor([draw])).detach()) for draw in (3, 3 + 24))  # one row, another draw
