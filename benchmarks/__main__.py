@@ -20,6 +20,7 @@ from benchmarks import (
     detection,
     encode,
     grid,
+    pretraining,
     prompts,
     ridge,
     search,
@@ -59,6 +60,7 @@ BENCHMARKS: Mapping[str, Callable[[], AbstractContextManager[Case]]] = {
     "short_frozen_prompts": prompts.short_frozen_prompts,
     "lora_bf16": partial(tuning.lora, None, 2.2),
     "lora_last_4_blocks_kept_inputs": partial(tuning.lora, 4, 6.0),
+    "pretrain_in_chunks": pretraining.chunked,
     "search_100_000": partial(search.nearest, 100_000, 15.0),
     "search_1_000_000": partial(search.nearest, 1_000_000, 50.0),
 }

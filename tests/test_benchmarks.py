@@ -50,6 +50,7 @@ ISSUE = {  # name: goal
     "short_frozen_prompts": 5.0,
     "lora_bf16": 2.2,
     "lora_last_4_blocks_kept_inputs": 6.0,
+    "pretrain_in_chunks": 1 / 1.35,
     "search_100_000": 15.0,
     "search_1_000_000": 50.0,
 }
@@ -321,3 +322,21 @@ def test_the_search_finds_what_a_product_with_all_rows_finds_or_fails(of: Callab
     monkeypatch.setattr(search.searching, "by_signs", lambda bank, asked, count, depth: search.searching.exact(bank, -asked, count))
     monkeypatch.setattr(search.searching, "deepened", lambda bank, queries, own: (search.searching.Depth(50, 20), [1.0]))
     assert checked(search.nearest(4000, 50.0, asked=20))[0].startswith("failed: recall@10 0.0")
+
+
+def test_the_gradient_in_chunks_is_that_of_the_plain_batch_or_fails(of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch):
+    pretraining, peaks = of("pretraining"), {"plain": 9.0, "ours": 3.0}
+    monkeypatch.setattr(pretraining, "peak_of", lambda kind, count: peaks[kind])
+    small = pretraining.Shape(32, 16, 32, 2, 1)
+    found, goal = checked(pretraining.chunked(6, 2, small, 64))
+    assert found.startswith("ok: gradient cosine 1.000000")
+    assert found.endswith("64 pairs hold 3 MiB in chunks of 64, 9 MiB at once")
+    assert goal == pytest.approx(1 / 1.35)
+    peaks["ours"] = 10.0
+    assert checked(pretraining.chunked(6, 2, small, 64))[0].startswith("failed: ")
+    peaks["ours"] = 3.0
+    right = pretraining.in_chunks
+    monkeypatch.setattr(
+        pretraining, "in_chunks", lambda pairs, part, draws, chunk: right(pairs, part, draws[:4], chunk)
+    )  # two are left out
+    assert checked(pretraining.chunked(6, 2, small, 64))[0].startswith("failed: gradient cosine 0.")

@@ -10,25 +10,20 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from contracts.tiny import tiny
 from doubles import tiny_encoder, tiny_vit_encoder
+from drawn_pairs import problem_of
 from medtame import catalogue
+from medtame.learning.contrast import info_nce
 from medtame.learning.loop import finish
 from medtame.learning.pairs import Moving, Pairs, trained
 from medtame.learning.pretraining import chunked_slopes, seeing
 from medtame.learning.pretraining import moving as all_moving
 from medtame.run import fitted
-from medtame.strategies.tuning.contrastive import Contrastive, info_nce
+from medtame.strategies.tuning.contrastive import Contrastive
 from medtame.strategies.tuning.sigmoid import Sigmoid, pairwise
 from medtame.strategies.tuning.soft_target import softened
 from medtame.tasks.image_text_retrieval import ImageTextRetrieval
-from medtame.types import Problem
 
-NAMES = ("contrastive", "sigmoid", "soft_target")
-
-
-def problem_of(encoder, part=0) -> Problem:
-    task = ImageTextRetrieval()
-    samples = task.usable(tiny("image_text_retrieval")[part])
-    return task.settled(samples).frame(samples, "scores").problem(samples, encoder, 0)
+NAMES = ("contrastive", "sigmoid", "soft_target", "local_alignment", "captioning", "distillation")
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -97,7 +92,7 @@ def test_pairs_are_learnt_and_only_true_ones(name):
     task, (train, test) = ImageTextRetrieval(), tiny("image_text_retrieval")
     texts = train.column("text")
     random = np.random.default_rng(1).permutation(len(train))
-    method = catalogue.build(catalogue.METHODS, name, {"train": "projections", "steps": 200, "learning_rate": 1e-2})
+    method = catalogue.build(catalogue.METHODS, name, {"train": "projections", "steps": 60, "learning_rate": 2e-2})
 
     def recall(chosen, support):
         run = fitted(task.usable(support), task, chosen, unaligned(), seed=0)

@@ -1,9 +1,9 @@
 """Pretraining on pairs of images and texts: towers see a batch in chunks, the loss sees all of it (GradCache, Gao et al. 2021,
 arxiv:2101.06983), in one process or several.
 
-First every chunk is seen without a graph; the loss of all vectors gives each vector its gradient; then every chunk is seen again, with
-a graph, and hands its vectors' gradients on. The gradient is that of the whole batch, and memory is bounded by the chunk. Several
-processes see a share of the batch each, and the same loss.
+First every chunk but the last is seen without a graph; the loss of all vectors gives each vector its gradient; then every chunk is seen
+again, with a graph, and hands its vectors' gradients on. The last is seen once: its graph waits for the loss. The gradient is that of the
+whole batch, and memory is bounded by the chunk. Several processes see a share of the batch each, and the same loss.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ from medtame.learning.pairs import Pairs
 IMAGES, REGIONS, TEXTS = "images", "regions", "texts"
 Seen = Mapping[str, Tensor]  # of a batch: images (n, D), regions (n, L, D), texts (n, D), and what `see` of a part adds
 See = Callable[[Tensor], Seen]  # draws (n,) -> what is seen of them, differentiable in the weights that move
+SeeMore = Callable[[Tensor, Seen], Seen]  # the same, of draws and what was seen of them before
 
 
 @dataclass(frozen=True)
 class Part:
     """One objective at work on some pairs. A weighted sum has several.
 
-    `across(seen, draws)` is a loss () of a whole batch; it may read what `reads` names, and what `see(draws)` adds to it. `within(draws)`
-    gives losses (n,), each of its own pair alone, so it is never seen but in chunks. `named` are weights of its own, which move too.
+    `across(seen, draws)` is a loss () of a whole batch; it may read what `reads` names, and what `see(draws, seen)` adds to it: tensors
+    (n, ...) of one width in every chunk, which may be losses of each pair. `within(draws)` gives losses (n,), each of its own pair alone,
+    so it is never seen but in chunks. `named` are weights of its own, which move too.
     """
 
     reads: frozenset[str] = frozenset()
     across: Callable[[Seen, Tensor], Tensor] | None = None
     within: Callable[[Tensor], Tensor] | None = None
-    see: See | None = None
+    see: SeeMore | None = None
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -56,7 +58,7 @@ def seeing(pairs: Pairs, parts: Weighted) -> See:
         if TEXTS in reads:
             found[TEXTS] = pairs.see_texts(pairs.said(draws))
         for _, part in parts.values():
-            found |= part.see(draws) if part.see is not None else {}
+            found |= part.see(draws, found) if part.see is not None else {}
         return found
 
     return see
@@ -99,9 +101,13 @@ def _in_two(
     named: Mapping[str, Tensor],
     total: dict[str, Tensor | None],
 ) -> Tensor:
-    """The loss of a batch; its gradient is added to `total`. This process sees its chunks twice, and of the others their vectors."""
+    """The loss of a batch; its gradient is added to `total`. This process sees its chunks twice, the last one once, with its graph,
+    which is the first to be handed on; of other processes it sees their vectors.
+    """
     with torch.no_grad():
-        parts = [see(part) for part in chunks]
+        parts = [see(part) for part in chunks[:-1]]
+    seen = see(chunks[-1])
+    parts.append({name: tensor.detach() for name, tensor in seen.items()})
     leaves = {name: ranks.gathered(torch.cat([part[name] for part in parts])).requires_grad_(True) for name in parts[0]}
     loss = across(leaves, draws)
     found = torch.autograd.grad(loss, [*leaves.values(), *named.values()], allow_unused=True)
@@ -112,8 +118,9 @@ def _in_two(
         for name, slope in zip(leaves, found, strict=False)
         if slope is not None
     }
-    for number, part in enumerate(chunks):
-        seen = see(part)
+    for number in reversed(range(len(chunks))):
+        if number < len(chunks) - 1:
+            seen = see(chunks[number])
         moved = [name for name in own if seen[name].requires_grad]
         if moved:
             handed = torch.autograd.grad(
@@ -132,9 +139,10 @@ def _spread(loss: Tensor, named: Mapping[str, Tensor], total: dict[str, Tensor |
 
 
 def _add(total: dict[str, Tensor | None], name: str, slope: Tensor | None) -> None:
+    """Add in place, to a tensor that nothing else holds."""
     before = total[name]
     if slope is not None:
-        total[name] = slope.detach() if before is None else before + slope
+        total[name] = slope.detach().clone() if before is None else before.add_(slope)
 
 
 def in_epochs(n: int, batch: int, seed: int) -> Callable[[int], Tensor]:

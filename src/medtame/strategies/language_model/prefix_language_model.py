@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -18,19 +16,12 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, normalize
 
 from medtame.errors import DataError
 from medtame.learning.loop import Descent, Step, descend
+from medtame.learning.vocabulary import END, SPEAK, UNKNOWN, UNSAID, ids_of, padded, sequences, split_words, vocabulary_of
 from medtame.networks.prefix_decoder import PrefixDecoder
 from medtame.strategies.base import REFUSED, Learner, hard, labelled
 from medtame.types import Adapted, Problem, Query, Scores, Texts
 
-END, UNKNOWN, SPEAK = 0, 1, 2  # ids of: the end and padding, a word that was never seen, the end of the question
-SPECIAL = ("<end>", "<unknown>", "<speak>")
-UNSAID = -100  # the target of a place where nothing is learnt
 SEQUENCES_AT_ONCE = 256
-
-
-def split_words(text: str) -> list[str]:
-    """Words and signs, each with the space before it (the first with one too), so that joining them gives the text again."""
-    return re.findall(r"\s?(?:\w+|[^\w\s])", " ".join(["", *text.split()]))
 
 
 def image_vectors(query: Query) -> Tensor:
@@ -60,8 +51,7 @@ class PrefixLanguageModelAdapted(Adapted):
         return found
 
     def ids(self, text: str) -> list[int]:
-        number = {word: k for k, word in enumerate(self.vocabulary)}
-        return [number.get(word, UNKNOWN) for word in split_words(text)]
+        return ids_of(text, {word: k for k, word in enumerate(self.vocabulary)})
 
     def beginnings(self, questions: Sequence[str]) -> list[list[int]]:
         """The ids of each question, cut to the length that was learnt from, and the sign to speak."""
@@ -107,19 +97,6 @@ class PrefixLanguageModelAdapted(Adapted):
         return Scores(scores)
 
 
-def sequences(begun: Sequence[list[int]], answers: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-    """Ids (N, L) of beginnings and answers, padded on the right, and (N, L - 1) whether the next place is an answer's."""
-    ids = padded([[*start, *answer] for start, answer in zip(begun, answers, strict=True)])
-    places = torch.arange(1, ids.shape[1])[None]
-    start = torch.tensor([len(row) for row in begun])[:, None]
-    return ids, (places >= start) & (places < start + torch.tensor([len(row) for row in answers])[:, None])
-
-
-def padded(rows: Sequence[list[int]]) -> Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[END] * (longest - len(row))] for row in rows])
-
-
 @dataclass(frozen=True)
 class PrefixLanguageModel(Learner):
     """An image as the beginning of a causal transformer that is asked for the text (ClipCap, Mokady et al. 2021; R2GenGPT).
@@ -155,8 +132,7 @@ class PrefixLanguageModel(Learner):
         if not any(text.split() for text in texts):
             raise DataError(f"all {len(texts)} support texts are empty: give texts with words")
         questions = query.words or [""] * len(query)
-        counts = Counter(word for text in [*texts, *questions] for word in split_words(text))
-        words = (*SPECIAL, *sorted(sorted(counts), key=lambda word: -counts[word])[: self.vocabulary])
+        words = vocabulary_of([*texts, *questions], self.vocabulary)
         vectors = image_vectors(query)
         centre = vectors.mean(0)
         spread = (vectors - centre).square().mean((0, 2))[:, None].sqrt()

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from medtame.learning.contrast import Contrast
 from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import IMAGES, TEXTS, Part, Seen
 from medtame.strategies.base import Pretrainer
-
-LARGEST_SCALE = 100.0
-
-
-def info_nce(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
-    """Mean over both directions of the cross-entropy of softmax(scale x cosine) and what is right, in equal shares (n, n)."""
-    logits, right = scale * images @ texts.T, same.float()
-    to_text = -(right / right.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
-    to_image = -(right / right.sum(0, keepdim=True) * logits.log_softmax(0)).sum(0).mean()
-    return (to_text + to_image) / 2
 
 
 @dataclass(frozen=True)
@@ -36,9 +25,9 @@ class Contrastive(Pretrainer):
     papers = ("arxiv:2103.00020", "arxiv:2010.00747")
 
     def part(self, pairs: Pairs) -> Part:
-        log_scale = torch.tensor(math.log(pairs.encoder.scale))
+        contrast = Contrast.of(pairs)
 
         def across(seen: Seen, draws: Tensor) -> Tensor:
-            return info_nce(seen[IMAGES], seen[TEXTS], pairs.same(draws), log_scale.exp().clamp(max=LARGEST_SCALE))
+            return contrast(seen[IMAGES], seen[TEXTS], draws)
 
-        return Part(reads=frozenset({IMAGES, TEXTS}), across=across, named={"log_scale": log_scale})
+        return Part(reads=frozenset({IMAGES, TEXTS}), across=across, named={"log_scale": contrast.log_scale})

@@ -21,8 +21,8 @@ def pairwise(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor, bias: T
 
 @dataclass(frozen=True)
 class Sigmoid(Pretrainer):
-    """Sum over all pairs of a batch of log(1 + exp(-z (scale x cosine + bias))), z = 1 where right, else -1, a row's mean (Zhai et al.
-    2023, SigLIP). Scale and bias are learnt, from 10 and -10 as there. Steps and rate were not searched.
+    """Sum over all pairs of a batch of log(1 + exp(-z (scale x cosine + bias))), z = 1 where right, else -1, a row's mean
+    (Zhai et al. 2023, SigLIP). Scale and bias are learnt, from 10 and -10 as there. Steps and rate were not searched.
     """
 
     good_when = "batches must be small, since each pair counts by itself"
