@@ -145,7 +145,7 @@ class Pretrainer(Learner):
         )
 
     def descent(self) -> Descent:
-        rate, decay, warm_up = self.learning_rate, self.weight_decay, min(5, self.steps // 4)
+        rate, decay, warm_up = self.learning_rate, self.weight_decay, min(self.steps // 4, max(5, self.steps // 20))
         return Descent(steps=self.steps, learning_rate=rate, batch=self.batch, weight_decay=decay, warm_up=warm_up)
 
     def learn(self, problem: Problem, resume: Mapping[str, Tensor] | None = None) -> Generator[Step, None, Adapted]:
