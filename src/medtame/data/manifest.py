@@ -8,7 +8,7 @@
 | a folder with `dataset.json` | nnU-Net: a row a case and structure (`readers.nnunet`), else as above |
 | a folder with `metadata.csv`, `.jsonl`, `.parquet` | Hugging Face imagefolder (`readers.image_folder`) |
 | a folder with `sub-01`, … | BIDS: a row an anatomical image (`readers.bids`) |
-| `.tar`, `pairs-{000..010}.tar`, `train-*.parquet`, a folder of these | WebDataset, Parquet with pictures: a row a pair (`readers.shards`) |
+| `.tar`, `s-{000..010}.tar`, `train-*.parquet`, a folder of these | a row a pair: WebDataset, Parquet with pictures (`readers.shards`) |
 | any other folder | a class a sub-folder; DICOM files are joined to series, a row each (`readers.class_folder`) |
 """
 

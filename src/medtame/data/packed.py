@@ -6,6 +6,7 @@ while they fit into a bound, so that rows in order cost one pass; in random orde
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -111,7 +112,9 @@ class RowGroups:
         try:
             with parquet.ParquetFile(shard.path) as file:
                 column = file.read_row_group(group, columns=[shard.column]).column(0)
-        except (pyarrow.ArrowException, ValueError, LookupError):
+        except (FileNotFoundError, PermissionError):
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError, LookupError):
             raise ImageError(f"row group {group} of {shard.name} is damaged") from None
         if pyarrow.types.is_struct(column.type):
             column = pyarrow.compute.struct_field(column, "bytes")
@@ -203,3 +206,34 @@ class PackedPicture:
         content = self.content()
         with images.reading(content, self.name):
             yield content
+
+
+# ---- as text --------------------------------------------------------------------------------------------------
+
+
+def address(picture: PackedPicture) -> str:
+    """Where it lies, as one line that an index can keep."""
+    about = [picture.place, picture.extent, *picture.shard.stamp, getattr(picture.shard, "column", None)]
+    return f"{picture.path.absolute()}#{json.dumps(about)}"
+
+
+def place_of(cell: Any, root: Path) -> str | None:
+    """Where a picture of a cell lies, for pages that show it: a path, an address in a shard, or None."""
+    if isinstance(cell, PackedPicture):
+        return address(cell)
+    return str((root / cell).absolute()) if isinstance(cell, (str, Path)) else None
+
+
+def at(address: str, name: str) -> PackedPicture | None:
+    """The picture of an address, shown as `name`; None for what is none, or whose shard is gone or was written again."""
+    path, _, about = address.rpartition("#")
+    try:
+        place, extent, size, changed, column = json.loads(about)
+        if not path or stamp_of(Path(path)) != (size, changed):
+            return None
+    except (OSError, ValueError, TypeError):
+        return None
+    whole, stamp = Path(path), (size, changed)
+    if column is None:
+        return PackedPicture(TarShard(whole, whole.name, stamp), name, place, extent)
+    return PackedPicture(ParquetShard(whole, whole.name, column, stamp, RowGroups()), name, place, extent)

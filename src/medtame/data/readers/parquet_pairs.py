@@ -18,6 +18,7 @@ from medtame.data.packed import PackedPicture, ParquetShard, RowGroups, stamp_of
 from medtame.data.readers.pairs import Pairs
 from medtame.data.readers.table import check_header, column_name, nested, nfc, quoted, written
 from medtame.data.readers.tars import DamagedError
+from medtame.errors import ImageError
 
 ROWS_AT_ONCE = 4096
 UNDECODABLE = "with words that are not UTF-8"
@@ -61,7 +62,9 @@ def read(path: Path, name: str, groups: RowGroups) -> Pairs:
                         else:
                             found.add({column: held[at] for column, held in cells.items()} | said)
                 row += file.metadata.row_group(group).num_rows
-    except (ValueError, LookupError, pyarrow.ArrowException):
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError, LookupError, ImageError, pyarrow.ArrowException):
         raise DamagedError("cannot be read as Parquet") from None
     return found
 
