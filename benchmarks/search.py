@@ -35,7 +35,7 @@ def vectors(count: int, seed: int) -> Array:
 
 @contextmanager
 def nearest(count: int, goal: float, asked: int = 200, timed: int = 4) -> Iterator[Case]:
-    """Exactly up to 10^5 rows, beyond by lists and sign bits; the plain loop, of `timed` queries and FEW_ROWS rows at most, is scaled to all."""
+    """Exactly up to 10^5 rows, beyond by lists; the plain loop, of `timed` queries and FEW_ROWS rows at most, is scaled to all."""
     from medtame.features.index import EXACT_UP_TO
 
     rows, queries = vectors(count, 1), torch.from_numpy(vectors(asked, 2)).float()

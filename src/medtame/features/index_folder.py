@@ -177,7 +177,7 @@ def opened(name: str, folder: Path) -> Part:
 
 
 def tensors_of(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file, read where they lie. Raises ValueError."""
+    """The tensors of a safetensors file, read where they lie; what is written into them stays in memory. Raises ValueError."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER_BYTES:
@@ -188,5 +188,5 @@ def tensors_of(path: Path) -> dict[str, Array]:
         if name != "__metadata__":
             shape, kind, start = tuple(told["shape"]), np.dtype(TYPES[told["dtype"]]), 8 + size + told["data_offsets"][0]
             empty = 0 in shape
-            found[name] = np.zeros(shape, kind) if empty else np.memmap(path, mode="r", dtype=kind, shape=shape, offset=start)
+            found[name] = np.zeros(shape, kind) if empty else np.memmap(path, mode="c", dtype=kind, shape=shape, offset=start)
     return found

@@ -101,12 +101,16 @@ def centred(sample: Tensor, count: int, generator: np.random.Generator) -> Array
 
 
 def dealt(rows: Array, centres: Tensor) -> Array:
-    """(n,) int64: the nearest centre of rows (n, D) float16, or one that is about as near where 16-bit products are faster."""
+    """(n,) int64: the nearest centre of rows (n, D) float16, or one that is about as near where 16-bit products are faster.
+
+    What all centres have in common is taken out of them first, so that rounding leaves their differences.
+    """
     rounded, found = fast_16_bits(), np.empty(len(rows), dtype=np.int64)
     room = np.empty((LISTED_AT_ONCE, rows.shape[1]), dtype=np.int16)
     scores = torch.empty(LISTED_AT_ONCE, len(centres))
     kind = torch.bfloat16 if rounded else torch.float32
-    across, away = centres.T.to(kind), -half_squares(centres).to(kind)
+    halves = half_squares(centres)
+    across, away = (centres - centres.mean(0)).T.to(kind), (halves.mean() - halves).to(kind)
     for start in range(0, len(rows), LISTED_AT_ONCE):
         block = np.ascontiguousarray(rows[start : start + LISTED_AT_ONCE])
         given = brief(block, room) if rounded else torch.from_numpy(block).float()
