@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,13 +10,13 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Case, verdict
-from medtame.features import searching
-from medtame.features.searching import Bank, Found, Frame
+from medtame.features.search_lists import Frame, Listed, by_lists, deepened
+from medtame.features.searching import Bank, Found, exact
 from medtame.types import Array
 
 WIDTH, CLUSTERS, FOUND = 512, 2000, 10
 MADE_AT_ONCE = 50_000
-LEAST_RECALL = {True: 0.98, False: 0.999}  # by bits on queries that the depth was not found on; exactly, but for ties
+LEAST_RECALL = {True: 0.99, False: 0.999}  # by lists, on queries that the depth was not found on; exactly, but for ties
 FEW_ROWS = 125_000  # of which the plain loop multiplies and sorts, so that it needs no copy of all rows in single precision
 
 
@@ -34,20 +35,21 @@ def vectors(count: int, seed: int) -> Array:
 
 @contextmanager
 def nearest(count: int, goal: float, asked: int = 200, timed: int = 4) -> Iterator[Case]:
-    """Exactly up to 10^5 rows, beyond by sign bits; the plain loop, of `timed` queries and FEW_ROWS rows at most, is scaled to all."""
+    """Exactly up to 10^5 rows, beyond by lists; the plain loop, of `timed` queries and FEW_ROWS rows at most, is scaled to all."""
     from medtame.features.index import EXACT_UP_TO
 
     rows, queries = vectors(count, 1), torch.from_numpy(vectors(asked, 2)).float()
-    by_bits, few = count > EXACT_UP_TO, rows[: min(count, FEW_ROWS)].astype(np.float32)
-    bank, depth = Bank([rows]), None
-    if by_bits:
+    few, bank, listed, depth, built = rows[: min(count, FEW_ROWS)].astype(np.float32), Bank([rows]), None, None, 0.0
+    if count > EXACT_UP_TO:
+        started = time.process_time()
         frame = Frame.of([rows])
-        bank = Bank([rows], [frame.bits(rows)], frame)
+        listed = Listed(bank, [frame.lists(rows)], frame)
         own = np.linspace(0, count - 1, asked).astype(np.int64)
-        depth, _ = searching.deepened(bank, [bank.rows(own)], own)
+        depth, _ = deepened(listed, [bank.rows(own)], own)
+        built = time.process_time() - started
 
     def ours() -> Found:
-        return searching.exact(bank, queries, FOUND) if depth is None else searching.by_signs(bank, queries, FOUND, depth)
+        return exact(bank, queries, FOUND) if depth is None or listed is None else by_lists(listed, queries, FOUND, depth)
 
     def plain() -> list[Array]:
         return [np.argsort(-(few @ query.numpy()))[:FOUND] for query in queries[:timed]]
@@ -62,8 +64,9 @@ def nearest(count: int, goal: float, asked: int = 200, timed: int = 4) -> Iterat
         right = numbers.gather(1, values.topk(FOUND, 1).indices).numpy()
         found = ours().rows
         recall = np.mean([len(set(one) & set(other)) / FOUND for one, other in zip(found.tolist(), right.tolist(), strict=True)])
-        size = rows.nbytes + sum(bits.first.nbytes + bits.rest.nbytes for bits in bank.bits) + 32 * count
-        how = "exact" if depth is None else f"{depth.by_bits} rows by all bits, {depth.by_rows} in single precision"
+        kept = [] if listed is None else [*vars(listed.lists[0]).values(), *vars(listed.frame).values()]
+        size = rows.nbytes + sum(values.nbytes for values in kept) + 32 * count
+        how = "exact" if depth is None else f"{depth.by_bits} rows by bits, {depth.by_rows} in single precision, built in {built:.0f} s"
         said = f"recall@10 {recall:.4f} ({how}); index {size / 1e9:.2f} GB; plain: {timed} queries on {len(few)} rows, scaled"
         return verdict(bool(recall >= LEAST_RECALL[depth is not None]), said)
 

@@ -8,12 +8,12 @@ Wrong pairs among those learnt from blur the maps and are not left out, so the l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from medtame.data.packed import place_of
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError
 from medtame.run import RESEARCH_USE
@@ -47,7 +47,7 @@ class Misfits:
     def json(self, count: int) -> dict[str, Any]:
         """The `count` most suspicious pairs, and how they were judged."""
         texts, pictures = self.samples.column("text"), self.samples.pictures()
-        places = [str(self.samples.root / cell) if isinstance(cell, (str, Path)) else "" for cell in self.samples.column("image")]
+        places = [place_of(cell, self.samples.root) or "" for cell in self.samples.column("image")]
         listed = [
             {
                 "rank": rank,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medtame.data.packed import place_of
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError, ImageError, PairError
 from medtame.features import index_folder
@@ -204,7 +205,7 @@ def encoded(where: Space, samples: ManifestSamples) -> tuple[ManifestSamples, Te
 def cells(samples: ManifestSamples) -> dict[str, list[str | None]]:
     """The columns of an index: names of images as the manifest spells them, where their files lie, and all that is text or number."""
     found: dict[str, list[str | None]] = {"image": [picture.name for picture in samples.pictures()]}
-    found[PATH] = [str((samples.root / cell).absolute()) if isinstance(cell, (str, Path)) else None for cell in samples.column("image")]
+    found[PATH] = [place_of(cell, samples.root) for cell in samples.column("image")]
     for name, values in samples.columns.items():
         if name not in found and all(value is None or isinstance(value, (str, int, float)) for value in values):
             found[name] = [None if value is None else str(value) for value in values]

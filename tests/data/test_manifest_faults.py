@@ -55,7 +55,7 @@ def folder(*names: str, **contents: Any) -> Callable[[Path], Path]:
 
 
 def embedded(root: Path) -> Path:
-    parquet.write_table(pyarrow.table({"image": [{"bytes": b"x", "path": "a.png"}], "label": ["a"]}), root / "labels.parquet")
+    parquet.write_table(pyarrow.table({"picture": [{"bytes": b"x", "path": "a.png"}], "label": ["a"]}), root / "labels.parquet")
     return root / "labels.parquet"
 
 
@@ -153,7 +153,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[str]]] = {
     "image named .csv": (csv(b"\x89PNG\r\n\x1a\n" + bytes(40)), {}, ["a PNG image", "Save it as a text table"]),
     "a file of another kind": (csv("image\n", "labels.xlsx"), {}, ["labels.xlsx is no manifest", "give a .csv"]),
     "broken Parquet": (csv(b"PAR1" + bytes(40), "labels.parquet"), {}, ["labels.parquet cannot be read as Parquet", "write it again"]),
-    "pictures inside Parquet": (embedded, {}, ["labels.parquet holds its pictures inside the column 'image'", "save them as files"]),
+    "pictures inside Parquet under another name": (embedded, {}, ["labels.parquet has no column 'image'", "--columns image=picture"]),
     # JSON
     "broken JSON": (given('[{"image": "a.png"},\n {"image" "a.png"}]'), {}, ["line 2, column 11", "name it .jsonl"]),
     "deep JSON": (given("[" * 100_000), {}, ["labels.json is no JSON that can be read"]),

@@ -1,4 +1,4 @@
-"""Search: the exact one against a sort of all products, bits against their definition, recall on planted clusters, filters."""
+"""Search: the exact one against a sort of all products, lists and bits against their definitions, recall on planted clusters, filters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 
 from medtame.errors import DataError
 from medtame.features import index as indexes
-from medtame.features import searching
+from medtame.features import search_lists, searching
 from medtame.features.index import Index
-from medtame.features.searching import Bank, Depth, Frame, by_signs, deepened, exact
+from medtame.features.search_lists import Depth, Frame, Listed, apart, by_lists, deepened, near
+from medtame.features.searching import Bank, exact
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -34,6 +35,7 @@ def sorted_products(rows: np.ndarray, asked: np.ndarray, count: int) -> tuple[np
 @pytest.fixture(params=[True, False], ids=["16 bits", "32 bits"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     monkeypatch.setattr(searching, "fast_16_bits", lambda: request.param)
+    monkeypatch.setattr(search_lists, "fast_16_bits", lambda: request.param)
     return bool(request.param)
 
 
@@ -71,66 +73,104 @@ def test_short_rows_are_near_the_long_ones() -> None:
     np.testing.assert_array_equal(short[0, :4], rows[0, :4])
 
 
-def with_bits(rows: np.ndarray) -> Bank:
+def with_lists(rows: np.ndarray) -> Listed:
     frame = Frame.of([rows])
-    half = len(rows) // 2
-    return Bank([rows[:half], rows[half:]], [frame.bits(rows[:half]), frame.bits(rows[half:])], frame)
+    halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return Listed(Bank(halves), [frame.lists(half) for half in halves], frame)
 
 
-def test_bits_are_the_signs_of_rotated_centred_rows_and_the_rotation_keeps_angles() -> None:
-    rows = planted(300, 70, 3)
+@pytest.mark.usefixtures("precision")
+def test_lists_are_the_nearest_centres_and_bits_the_signs_of_rotated_centred_rows() -> None:
+    rows = planted(3000, 70, 3)
     frame = Frame.of([rows[:100], rows[100:]])
     np.testing.assert_allclose(frame.mean, rows.astype(np.float64).mean(0), atol=1e-5)
     np.testing.assert_allclose(frame.rotation @ frame.rotation.T, np.eye(70), atol=1e-5)
-    words = frame.words(torch.from_numpy(rows).float())
-    assert words.shape == (300, 2)
-    said = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
-    turned = (rows.astype(np.float32) - frame.mean) @ frame.rotation
+    assert frame.centres.shape == (3000 // 32, 70)
+    lists = frame.lists(rows)
+    np.testing.assert_array_equal(np.sort(lists.rows), np.arange(3000))
+    said = np.unpackbits(lists.words.view(np.uint8), axis=1, bitorder="little")
+    turned = (rows[lists.rows].astype(np.float32) - frame.mean) @ frame.rotation
+    assert lists.words.shape == (3000, 2)
     assert (said[:, :70] == (turned > 0)).mean() > 0.9999
     assert not said[:, 70:].any()
+    away = np.linalg.norm(rows[:, None].astype(np.float64) - frame.centres[None], axis=2)
+    held = np.repeat(np.arange(len(frame.centres)), np.diff(lists.edges))
+    assert (away[lists.rows, held] - away.min(1)[lists.rows]).max() < 0.015
+    assert (held == away.argmin(1)[lists.rows]).mean() > 0.95
 
 
-@pytest.mark.usefixtures("precision")
-def test_distances_by_product_are_those_by_counting() -> None:
+def test_centres_are_the_means_of_their_rows() -> None:
+    """Three heaps far apart: Lloyd's rounds end at their means when each has a centre; one without rows stays."""
+    heaps = np.eye(8)[[0, 3, 6]][np.arange(300) % 3] + 0.01 * np.random.default_rng(0).standard_normal((300, 8))
+    sample = torch.from_numpy(heaps).float()
+
+    class Chosen:
+        def choice(self, *_: object, **__: object) -> np.ndarray:
+            return np.array([0, 1, 2, 3])  # the fourth begins in the first heap
+
+    centres = search_lists.centred(sample, 4, Chosen())  # type: ignore[arg-type]
+    means = [heaps[start::3].mean(0) for start in (1, 2)]
+    np.testing.assert_allclose(centres[1:3], means, atol=1e-4)
+    held = search_lists.dealt(heaps.astype(np.float16), torch.from_numpy(centres))
+    assert set(held[::3].tolist()) <= {0, 3}
+
+
+def test_unequal_bits_are_counted() -> None:
     random = np.random.default_rng(0)
-    first, asked = random.integers(0, 2**63, (2, 200), dtype=np.uint64), random.integers(0, 2**63, (5, 2), dtype=np.uint64)
-    asked[0] = first[:, 17]
-    plain = np.array([[sum(int(a ^ b).bit_count() for a, b in zip(row, word, strict=True)) for row in first.T] for word in asked])
-    np.testing.assert_array_equal(searching.popcounts(first, asked), plain)
-    within = np.array([0, 40, 64, 70, 128])
-    np.testing.assert_array_equal(searching.near_by_counting(first, asked, within), plain <= within[:, None])
-    product = searching.near_by_product(first, asked, within)
-    assert not (~product & (plain <= within[:, None])).any()
-    assert not (product & (plain > within[:, None] + 1))[within < 64].any()  # where half may differ nothing is near, and all is looked at
+    words, one = random.integers(0, 2**64, (300, 3), dtype=np.uint64), random.integers(0, 2**64, 3, dtype=np.uint64)
+    plain = [sum(int(a ^ b).bit_count() for a, b in zip(row, one, strict=True)) for row in words]
+    np.testing.assert_array_equal(apart(words, one), plain)
+
+
+def test_a_query_looks_at_its_nearest_lists_until_they_hold_enough() -> None:
+    listed = with_lists(planted(3000, 70, 3))
+    asked = torch.from_numpy(unit(planted(9, 70, 8).astype(np.float32)))
+    chosen = np.arange(0, 3000, 7)
+    held = np.empty(3000, dtype=int)
+    for part, start in zip(listed.lists, (0, 1500), strict=True):
+        held[part.rows + start] = np.repeat(np.arange(len(listed.frame.centres)), np.diff(part.edges))
+    away = np.linalg.norm(asked.numpy()[:, None] - listed.frame.centres[None], axis=2)
+    for least, allowed in ((200, None), (200, chosen), (2999, None)):
+        for query, (vector, words, numbers, bits) in enumerate(near(listed, asked, least, allowed)):
+            wanted: list[int] = []
+            for one in np.argsort(away[query]):
+                some = np.arange(3000) if allowed is None else allowed
+                if len(wanted) >= least and len(np.intersect1d(wanted, some)) >= least * len(some) / 3000:
+                    break
+                wanted += np.flatnonzero(held == one).tolist()
+            np.testing.assert_array_equal(np.sort(numbers), np.sort(np.intersect1d(wanted, some)))
+            np.testing.assert_array_equal(vector.numpy(), asked[query].numpy())
+            np.testing.assert_array_equal(words, listed.frame.words(asked[query : query + 1])[0])
+            np.testing.assert_array_equal(bits[:20], listed.frame.words(listed.bank.rows(numbers[:20])))
 
 
 @pytest.mark.usefixtures("precision")
-def test_bits_find_planted_neighbours_alone_and_together_and_a_shallow_look_is_told() -> None:
+def test_lists_find_planted_neighbours_alone_and_together_and_a_shallow_look_is_told() -> None:
     rows = planted(6000, 192, 4)
-    bank, own = with_bits(rows), np.arange(0, 6000, 60)
+    bank, own = with_lists(rows), np.arange(0, 6000, 60)
     queries = unit(rows[own].astype(np.float32) + 0.02 * np.random.default_rng(5).standard_normal((100, 192)) / 192**0.5).astype(np.float32)
-    depth, recalls = deepened(bank, [bank.rows(own), torch.from_numpy(queries)], own)
+    depth, recalls = deepened(bank, [bank.bank.rows(own), torch.from_numpy(queries)], own)
     assert depth is not None
     assert min(recalls) >= 0.99
     right = sorted_products(rows, queries, 10)[0]
-    found = by_signs(bank, torch.from_numpy(queries), 10, depth)
+    found = by_lists(bank, torch.from_numpy(queries), 10, depth)
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.rows.tolist(), right.tolist(), strict=True)]) >= 0.98
-    alone = by_signs(bank, torch.from_numpy(queries[:1]), 10, depth)
+    alone = by_lists(bank, torch.from_numpy(queries[:1]), 10, depth)
     np.testing.assert_array_equal(alone.rows[0], found.rows[0])
-    shallow = by_signs(bank, torch.from_numpy(queries), 10, Depth(12, 11))
-    assert searching.recall(np.pad(shallow.rows, ((0, 0), (0, 1))), np.pad(right, ((0, 0), (0, 1))), None) < min(recalls)
+    shallow = by_lists(bank, torch.from_numpy(queries), 10, Depth(12, 11))
+    assert search_lists.recall(list(shallow.rows), right, None) < min(recalls)
     chosen = np.arange(0, 6000, 2)
-    some = by_signs(bank, torch.from_numpy(queries), 10, depth, chosen)
+    some = by_lists(bank, torch.from_numpy(queries), 10, depth, chosen)
     assert not (some.rows % 2).any()
     near = sorted_products(rows[chosen], queries, 10)[0]
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(some.rows.tolist(), chosen[near].tolist(), strict=True)]) >= 0.98
 
 
 def test_rows_without_structure_are_searched_exactly() -> None:
-    """In noise nothing is near: so many rows would have to be looked at that bits do not pay, and it is said."""
+    """In noise nothing is near: so many rows would have to be looked at that lists do not pay, and it is said."""
     rows = unit(np.random.default_rng(0).standard_normal((1500, 256))).astype(np.float16)
     own = np.arange(0, 1500, 30)
-    depth, recalls = deepened(with_bits(rows), [torch.from_numpy(rows[own]).float()], own)
+    depth, recalls = deepened(with_lists(rows), [torch.from_numpy(rows[own]).float()], own)
     assert depth is None
     assert recalls[0] < 0.99
 
@@ -144,26 +184,26 @@ def made(rows: np.ndarray, start: int = 0) -> tuple[torch.Tensor, list[str], dic
     return torch.from_numpy(rows).float(), names, {"image": [f"{int(name, 16)}.png" for name in names], "modality": kinds}
 
 
-def test_an_index_that_grows_is_the_one_made_at_once_also_where_bits_begin(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, asked = planted(900, 64, 6), torch.from_numpy(unit(planted(5, 64, 7).astype(np.float32)))
+def test_an_index_that_grows_is_the_one_made_at_once_also_where_lists_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, asked = planted(3000, 64, 6), torch.from_numpy(unit(planted(5, 64, 7).astype(np.float32)))
     empty = Index({"spec": "a", "image_identity": "a", "text_identity": "a"})
-    for limit in (10_000, 500):
+    for limit in (10_000, 1500):
         monkeypatch.setattr(indexes, "EXACT_UP_TO", limit)
         grown = empty
-        for start in range(0, 900, 300):
-            grown = grown.added(*made(rows[start : start + 300], start), None)
+        for start in range(0, 3000, 1000):
+            grown = grown.added(*made(rows[start : start + 1000], start), None)
         once = empty.added(*made(rows), None)
-        assert (once.frame is not None) == (limit == 500)
+        assert (once.frame is not None) == (limit == 1500)
         assert grown.column("modality") == once.column("modality")
         for chosen in (None, once.where({"modality": "ct"})):
             for exactly in (True, False):
                 one, other = (index.nearest(asked, 10, chosen, exactly=exactly) for index in (grown, once))
                 np.testing.assert_allclose(one.cosines, other.cosines, atol=1e-6)
-        if limit == 500:
+        if limit == 1500:
             assert grown.measured is not None
             assert min(grown.measured.recalls) >= 0.99
-            assert "recall@10 " in grown.how(900)
-        assert grown.how(900, exactly=True) == "exact"
+            assert "recall@10 " in grown.how(3000)
+        assert grown.how(3000, exactly=True) == "exact"
 
 
 def test_filters_leave_the_rows_that_have_all_values() -> None:

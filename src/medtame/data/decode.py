@@ -8,12 +8,12 @@ with a broken filter byte crashes the whole process.
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from medtame.data.sources import Source, opened
 from medtame.types import Array
 
 MOST_PIXELS = 89_478_485  # above it Pillow warns of a decompression bomb
@@ -21,12 +21,12 @@ _FRAME_HEADERS = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: Huffman-
 _ORIENTATION = 0x0112
 
 
-def plain(path: Path) -> Array | None:
+def plain(source: Source) -> Array | None:
     """(H, W, C) uint8, bit-equal to Pillow's, C being 1 or 3; None for a file that is unusual, damaged or no JPEG.
 
     Raises OSError for a file that cannot be opened.
     """
-    with path.open("rb") as file:
+    with opened(source) as file:
         start = file.read(3)
         if start != b"\xff\xd8\xff":
             return None

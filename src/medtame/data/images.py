@@ -18,6 +18,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from PIL import Image, ImageFile, ImageOps
 from medtame.data import decode, windows
 from medtame.data.dicom import may_be_dicom
 from medtame.data.intensity import scaled
+from medtame.data.sources import Content, Source, on_disk, opened
 from medtame.data.text_headers import data_file
 from medtame.data.worker import DAMAGED, MAX_PIXELS, Kind, worker
 from medtame.errors import ImageError
@@ -59,39 +61,22 @@ class FilePicture:
 
     def read(self) -> Array:
         """`array`, but uint8 in 0..255 where the image was stored in 8 bits. Raises ImageError."""
-        with _reading(self.path, self.name):
-            kind, window = _kind(self.path), windows.named(self.window)
-            if kind == "dicom":
-                own_window = self.window in ("", windows.FILES_OWN)
-                said, pixels = worker().pixels(kind, "shown", self.path, frame=self.frame, own_window=own_window)
-                if said["unit"]:
-                    return three_axes(1 - pixels if said["inverted"] else pixels)
-                return three_axes(_seen(pixels, window if pixels.ndim == 2 else None, inverted=said["inverted"]))
-            if kind is not None:
-                return three_axes(_seen(worker().pixels(kind, "stored", self.path, frame=self.frame)[1], window))
-            plain = decode.plain(self.path) if self.frame is None else None
-            if plain is not None:
-                return plain
-            pixels, inverted = _pillow_array(self.path, self.frame)
-            return three_axes(_seen(pixels, window, inverted=inverted))
+        with reading(self.path, self.name):
+            return shown(self.path, self.frame, self.window)
 
     def frames(self) -> int:
         """How many frames, pages or slices `frame` may choose from. Raises ImageError."""
-        with _reading(self.path, self.name):
-            kind = _kind(self.path)
-            if kind is not None:
-                return int(worker().ask(kind, "frames", self.path)[0]["frames"])
-            with _page(self.path, None) as image:
-                return int(getattr(image, "n_frames", 1))
+        with reading(self.path, self.name):
+            return frames(self.path)
 
     def kind(self) -> Kind | None:
         """Which reader of the worker its file needs; None for PNG, JPEG, TIFF, BMP and GIF. Raises ImageError."""
-        with _reading(self.path, self.name):
+        with reading(self.path, self.name):
             return _kind(self.path)
 
     def volume(self) -> Array:
         """(S, H, W) or (S, H, W, 3) the stored numbers of all slices of a NIfTI, NRRD or MHA file. Raises ImageError."""
-        with _reading(self.path, self.name):
+        with reading(self.path, self.name):
             kind = _kind(self.path)
             if kind not in ("nifti", "volumes"):
                 raise ImageError("it is no NIfTI, NRRD or MHA file, so its slices are read one by one")
@@ -102,42 +87,21 @@ class FilePicture:
 
         Raises ImageError where three channels differ. Whole numbers stored as floats come back as integers.
         """
-        with _reading(self.path, self.name):
-            kind = _kind(self.path)
-            if kind is not None:
-                return _one_channel(worker().pixels(kind, "stored", self.path, frame=self.frame)[1])
-            with _pillow(self.path, self.frame) as image:
-                return _one_channel(np.asarray(image), alpha=image.mode in ("LA", "La", "PA", "RGBA", "RGBa"))
+        with reading(self.path, self.name):
+            return values(self.path, self.frame)
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the file's bytes (for .mhd, its data file's too) and of how they are read."""
-        with _reading(self.path, self.name):
-            kind = _kind(self.path)
-            how = f"medtame {CONVENTION} {kind} {self.frame} {self.window or windows.FILES_OWN}\n"
-            hasher = hashlib.sha256(how.encode())
-            for path in dict.fromkeys((self.path, data_file(self.path) if kind == "volumes" else self.path)):
-                with path.open("rb") as file:
-                    hashlib.file_digest(file, lambda: hasher)
-            return hasher.hexdigest()
+        with reading(self.path, self.name):
+            return digest(self.path, self.frame, self.window)
 
     def geometry(self) -> Geometry:
         """Size as `array` has it. The affine takes (column, row, slice) of this one slice to millimetres, in RAS.
 
         So a mask of this slice is written as `nibabel.Nifti1Image(mask.T[:, :, None], affine)`.
         """
-        with _reading(self.path, self.name):
-            kind = _kind(self.path)
-            if kind is None:
-                with _pillow(self.path, self.frame) as image:
-                    return Geometry(height=image.height, width=image.width)
-            said, _ = worker().ask(kind, "geometry", self.path, frame=self.frame)
-            spacing, affine = said["spacing_mm"], said["affine"]
-            return Geometry(
-                height=said["height"],
-                width=said["width"],
-                spacing_mm=None if spacing is None else (spacing[0], spacing[1]),
-                affine=None if affine is None else tuple(map(tuple, affine)),
-            )
+        with reading(self.path, self.name):
+            return geometry(self.path, self.frame)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +148,73 @@ class ArrayPicture:
         return Geometry(height=self.pixels.shape[0], width=self.pixels.shape[1])
 
 
+# ---- one image, wherever its bytes lie ------------------------------------------------------------------------
+
+
+def shown(source: Source, frame: int | None, window_name: str) -> Array:
+    """What `FilePicture.read` gives. Failures are those of decoders; see `reading`."""
+    kind, window = _kind(source), windows.named(window_name)
+    if kind is None:
+        plain = decode.plain(source) if frame is None else None
+        if plain is not None:
+            return plain
+        pixels, inverted = _pillow_array(source, frame)
+        return three_axes(_seen(pixels, window, inverted=inverted))
+    with on_disk(source) as path:
+        if kind != "dicom":
+            return three_axes(_seen(worker().pixels(kind, "stored", path, frame=frame)[1], window))
+        own_window = window_name in ("", windows.FILES_OWN)
+        said, pixels = worker().pixels(kind, "shown", path, frame=frame, own_window=own_window)
+    if said["unit"]:
+        return three_axes(1 - pixels if said["inverted"] else pixels)
+    return three_axes(_seen(pixels, window if pixels.ndim == 2 else None, inverted=said["inverted"]))
+
+
+def frames(source: Source) -> int:
+    kind = _kind(source)
+    if kind is not None:
+        with on_disk(source) as path:
+            return int(worker().ask(kind, "frames", path)[0]["frames"])
+    with _page(source, None) as image:
+        return int(getattr(image, "n_frames", 1))
+
+
+def values(source: Source, frame: int | None) -> Array:
+    kind = _kind(source)
+    if kind is not None:
+        with on_disk(source) as path:
+            return _one_channel(worker().pixels(kind, "stored", path, frame=frame)[1])
+    with _pillow(source, frame) as image:
+        return _one_channel(np.asarray(image), alpha=image.mode in ("LA", "La", "PA", "RGBA", "RGBa"))
+
+
+def digest(source: Source, frame: int | None, window_name: str) -> str:
+    """The same for the same bytes, in a file of their own or inside another."""
+    kind = _kind(source)
+    hasher = hashlib.sha256(f"medtame {CONVENTION} {kind} {frame} {window_name or windows.FILES_OWN}\n".encode())
+    beside = [data_file(source)] if kind == "volumes" and isinstance(source, Path) else []
+    for part in dict.fromkeys([source, *beside]):
+        with opened(part) as file:
+            hashlib.file_digest(file, lambda: hasher)  # type: ignore[arg-type]
+    return hasher.hexdigest()
+
+
+def geometry(source: Source, frame: int | None) -> Geometry:
+    kind = _kind(source)
+    if kind is None:
+        with _pillow(source, frame) as image:
+            return Geometry(height=image.height, width=image.width)
+    with on_disk(source) as path:
+        said, _ = worker().ask(kind, "geometry", path, frame=frame)
+    spacing, affine = said["spacing_mm"], said["affine"]
+    return Geometry(
+        height=said["height"],
+        width=said["width"],
+        spacing_mm=None if spacing is None else (spacing[0], spacing[1]),
+        affine=None if affine is None else tuple(map(tuple, affine)),
+    )
+
+
 def unit(pixels: Array) -> Array:
     """What `read` gives as float32 in 0..1."""
     return (pixels / np.float32(255)).astype(np.float32) if pixels.dtype == np.uint8 else pixels
@@ -200,7 +231,7 @@ def _seen(pixels: Array, window: windows.Window | None, *, inverted: bool = Fals
 
 
 @contextmanager
-def _reading(path: Path, name: str) -> Iterator[None]:
+def reading(source: Source, name: str) -> Iterator[None]:
     """Every failure becomes one line with the manifest's name. Libraries' own words are dropped: they may quote tags."""
     try:
         yield
@@ -213,22 +244,22 @@ def _reading(path: Path, name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise ImageError(f"{name} cannot be read: it claims more than {MAX_PIXELS} pixels") from None
     except DAMAGED:
-        empty = path.is_file() and path.stat().st_size == 0
+        empty = not source.data if isinstance(source, Content) else source.is_file() and source.stat().st_size == 0
         known = "PNG, JPEG, TIFF, BMP, GIF, DICOM, NIfTI, NRRD or MHA"
         reason = "the file is empty" if empty else f"it is damaged, cut short, or no {known} image"
         raise ImageError(f"{name} cannot be read: {reason}") from None
 
 
-def _kind(path: Path) -> Kind | None:
+def _kind(source: Source) -> Kind | None:
     """Which reader of the worker a file needs; None for those that Pillow reads."""
-    if path.exists() and not path.is_file():
+    if isinstance(source, Path) and source.exists() and not source.is_file():
         raise ImageError("it is a folder or a device, no file")
-    name = path.name.lower()
+    name = source.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         return "nifti"
     if name.endswith(_VOLUMES):
         return "volumes"
-    return "dicom" if may_be_dicom(path) else None
+    return "dicom" if may_be_dicom(source) else None
 
 
 def three_axes(pixels: Array) -> Array:
@@ -259,18 +290,19 @@ def whole_numbers(pixels: Array) -> Array:
 
 
 @contextmanager
-def _pillow(path: Path, frame: int | None) -> Iterator[Image.Image]:
+def _pillow(source: Source, frame: int | None) -> Iterator[Image.Image]:
     """The opened page, upright."""
-    with _page(path, frame) as image:
+    with _page(source, frame) as image:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         yield image
 
 
 @contextmanager
-def _page(path: Path, frame: int | None) -> Iterator[ImageFile.ImageFile]:
+def _page(source: Source, frame: int | None) -> Iterator[ImageFile.ImageFile]:
     """The opened page, its pixels not yet read."""
-    with Image.open(path, formats=_FORMATS) as image:
+    file = BytesIO(source.data) if isinstance(source, Content) else source
+    with Image.open(file, formats=_FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"it claims more than {MAX_PIXELS} pixels")
         if frame is not None:
@@ -284,14 +316,14 @@ def _page(path: Path, frame: int | None) -> Iterator[ImageFile.ImageFile]:
         yield image
 
 
-def _pillow_array(path: Path, frame: int | None) -> tuple[Array, bool]:
+def _pillow_array(source: Source, frame: int | None) -> tuple[Array, bool]:
     """(H, W) or (H, W, 3), 8-bit unless deeper, and whether high is dark."""
-    with _page(path, frame) as image:
+    with _page(source, frame) as image:
         deep = image.mode == "RGB" and "RGB;16" in str(image.tile)
-        colours = _deep_colours(path, frame, image.size) if deep and image.getexif().get(_ORIENTATION, 1) == 1 else None
+        colours = _deep_colours(source, frame, image.size) if deep and image.getexif().get(_ORIENTATION, 1) == 1 else None
         if colours is not None:
             return colours, False
-    with _pillow(path, frame) as image:
+    with _pillow(source, frame) as image:
         if image.mode.startswith(("I", "F")):
             white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0  # Pillow inverts 8-bit TIFF itself, deeper ones not
             return np.asarray(image), white_is_zero
@@ -303,10 +335,11 @@ def _pillow_array(path: Path, frame: int | None) -> tuple[Array, bool]:
         return np.asarray(image if image.mode in ("1", "L", "RGB") else image.convert("RGB")), False
 
 
-def _deep_colours(path: Path, frame: int | None, size: tuple[int, int]) -> Array | None:
+def _deep_colours(source: Source, frame: int | None, size: tuple[int, int]) -> Array | None:
     """(H, W, 3) uint16; None where SimpleITK gives no such pixels, as of tiled TIFF."""
     try:
-        _, pixels = worker().pixels("volumes", "deep_colours", path, page=frame or 0)
+        with on_disk(source) as path:
+            _, pixels = worker().pixels("volumes", "deep_colours", path, page=frame or 0)
     except (ImageError, ValueError):
         return None
     return pixels if pixels.dtype == np.uint16 and pixels.shape == (size[1], size[0], 3) else None

@@ -8,6 +8,7 @@
 | a folder with `dataset.json` | nnU-Net: a row a case and structure (`readers.nnunet`), else as above |
 | a folder with `metadata.csv`, `.jsonl`, `.parquet` | Hugging Face imagefolder (`readers.image_folder`) |
 | a folder with `sub-01`, … | BIDS: a row an anatomical image (`readers.bids`) |
+| `.tar`, `s-{000..010}.tar`, `train-*.parquet`, a folder of these | a row a pair: WebDataset, Parquet with pictures (`readers.shards`) |
 | any other folder | a class a sub-folder; DICOM files are joined to series, a row each (`readers.class_folder`) |
 """
 
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from medtame.data import images
-from medtame.data.readers import bids, class_folder, decathlon, delimited, image_folder, json_lines, nnunet, parquet, walk
+from medtame.data.packed import PackedPicture
+from medtame.data.readers import bids, class_folder, decathlon, delimited, image_folder, json_lines, nnunet, parquet, shards, tars, walk
 from medtame.data.readers.paths import Finder
 from medtame.data.readers.table import Fault, Table, each, listed, nfc, quoted, told
 from medtame.data.readers.walk import TABLES, is_image
@@ -41,16 +43,20 @@ TEXT_COLUMNS = ("label", "labels", *REPORT_COLUMNS, "question", "answer", "answe
 PERSON_COLUMNS = ("patient", "case", "study", "group", "lesion", "site", "sex", "age", "split")
 STANDARD_COLUMNS = (*PATH_COLUMNS, *BOX_COLUMNS, *TEXT_COLUMNS, *PERSON_COLUMNS)
 NAMED_COLUMNS = ("label", "labels", "prompt")  # whose values are names that stand for one thing each
-_FORMS = "a .csv, .tsv, .parquet, .json or .jsonl file, or a folder (a class a sub-folder, DICOM series, nnU-Net, BIDS)"
+_PICTURES = tars.Columns(IMAGE_COLUMNS, PATH_COLUMNS)
+_FORMS = "a .csv, .tsv, .parquet, .json, .jsonl or .tar file, or a folder (a class a sub-folder, DICOM series, nnU-Net, BIDS, shards)"
 
 
-def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Path | str | None = None) -> ManifestSamples:
+def read(
+    path: Path | str, *, columns: Mapping[str, str] | None = None, root: Path | str | None = None, strict: bool = False
+) -> ManifestSamples:
     """The samples of a manifest, checked: every path is there, boxes and ages are numbers.
 
     Args:
         path: a table or a folder, as the table at the top of this module says.
         columns: standard name = yours. Yours wins over a column that already has the standard name.
         root: what relative paths start from, and may not leave; by default the manifest's folder. For a folder: one that holds it.
+        strict: of shards: refuse what would be left out with a note.
 
     Text is stripped and NFC; an empty cell is None. Box corners (pixels) and age become floats. A DICOM series becomes a
     `SeriesPicture`, a structure of a label map a `LabelPicture`. Rows whose box has no area are left out, and a note names them.
@@ -58,7 +64,11 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
     """
     path = Path(path)
     path = path.absolute()  # files of a series are kept by path, and are looked up from elsewhere
-    if path.is_dir():
+    packed = shards.given(path)
+    if packed is not None:
+        start = shards.base_of(packed)
+        table, base = shards.read(packed, start, _PICTURES, strict=strict), start if root is None else Path(root).absolute()
+    elif path.is_dir():
         try:
             found = _folder(path)
         except OSError as error:
@@ -74,6 +84,7 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
         raise DataError(f"{path.name} has no rows: write at least one below the header")
     table = replace(table, columns=_mapped(table.columns, columns or {}))
     _check_columns(path.name, table.columns)
+    table = _without_strays(table)
     values, faults, found_notes = _checked(table, base)
     if faults:
         raise DataError(told(path.name, faults, table.places))
@@ -87,8 +98,8 @@ def read(path: Path | str, *, columns: Mapping[str, str] | None = None, root: Pa
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether a file is a table by its name."""
-    return path.suffix.lower() in TABLES
+    """Whether a file is a table by its name, or a name or a folder stands for shards."""
+    return path.suffix.lower() in TABLES or shards.given(path) is not None
 
 
 def images_below(folder: Path) -> list[str | SeriesPicture]:
@@ -150,7 +161,7 @@ def _below(table: Table, folder: Path, root: Path | str | None) -> tuple[Table, 
 # ---- names and rows -------------------------------------------------------------------------------------------
 
 
-def _mapped(columns: Mapping[str, Sequence[str | None]], names: Mapping[str, str]) -> dict[str, list[str | None]]:
+def _mapped(columns: Mapping[str, Sequence[Any]], names: Mapping[str, str]) -> dict[str, list[Any]]:
     """Standard names first; a column keeps its own name beside the standard one.
 
     Text becomes NFC; paths keep their code points, for a file name on disk may not be NFC.
@@ -164,13 +175,31 @@ def _mapped(columns: Mapping[str, Sequence[str | None]], names: Mapping[str, str
         if len(twice) > 1:
             raise DataError(f"the column {yours!r} is mapped to {' and to '.join(twice)}: give each standard name a column of its own")
     source = dict(names) | {name: name for name in columns if name not in names}
-    return {name: list(columns[yours]) if name in PATH_COLUMNS else each(nfc, columns[yours]) for name, yours in source.items()}
+    return {name: list(columns[yours]) if name in PATH_COLUMNS else each(_cell, columns[yours]) for name, yours in source.items()}
 
 
-def _check_columns(name: str, columns: Mapping[str, Sequence[str | None]]) -> None:
+def _cell(cell: Any) -> Any:
+    return nfc(cell) if isinstance(cell, str) else cell
+
+
+def _without_strays(table: Table) -> Table:
+    """Pictures inside a shard are kept in the columns that stand for pictures, once."""
+    strays = [
+        name for name, cells in table.columns.items() if name not in PATH_COLUMNS and any(isinstance(cell, PackedPicture) for cell in cells)
+    ]
+    if not strays:
+        return table
+    shown = {cell for name in PATH_COLUMNS for cell in table.columns.get(name, ())}
+    other = [name for name in strays if not shown.issuperset(table.columns[name])]
+    notes = (f"Left out, for no column of pictures is called so: {', '.join(map(quoted, other))}.",) if other else ()
+    kept = {name: cells for name, cells in table.columns.items() if name not in strays}
+    return replace(table, columns=kept, notes=(*table.notes, *notes))
+
+
+def _check_columns(name: str, columns: Mapping[str, Sequence[Any]]) -> None:
     found = [column for column in IMAGE_COLUMNS if column in columns]
     if not found:
-        like = next((column for column, values in columns.items() if str(values[0]).lower().endswith(images.SUFFIXES)), None)
+        like = next((column for column, values in columns.items() if _like_an_image(values[0])), None)
         if like is None and any(column in columns for column in REPORT_COLUMNS):
             return
         like = like or next(iter(columns), "YOURS")
@@ -184,6 +213,10 @@ def _check_columns(name: str, columns: Mapping[str, Sequence[str | None]]) -> No
         raise DataError(
             f"{name} has only {', '.join(corners)} of a box; it needs {', '.join(BOX_COLUMNS)}. Name yours: --columns {absent}=YOURS"
         )
+
+
+def _like_an_image(cell: object) -> bool:
+    return isinstance(cell, PackedPicture) or str(cell).lower().endswith(images.SUFFIXES)
 
 
 def _checked(table: Table, root: Path) -> tuple[dict[str, list[Any]], list[Fault], list[str]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medtame.data import tags
+from medtame.data import dicom, tags
 from medtame.data.looks import Looks
+from medtame.data.packed import PackedPicture
 from medtame.data.samples import ManifestSamples
+from medtame.data.sources import Source
 from medtame.data.splits import Split
 from medtame.errors import DataError
 from medtame.types import Array, Picture, Samples
@@ -53,9 +55,9 @@ def images_of(samples: ManifestSamples) -> Images:
             for row, (picture, path) in enumerate(zip(samples.pictures(column), _paths(samples, column), strict=True)):
                 rows.setdefault(picture, []).append(row)
                 paths[picture] = path
-    headers = tags.headers(list(paths.values()))
-    formats = ["dicom" if header else _ending(path) for header, path in zip(headers, paths.values(), strict=True)]
-    sizes = np.array([path.stat().st_size if path is not None and path.is_file() else -1 for path in paths.values()], dtype=np.int64)
+    headers = tags.headers([_source(picture, path) for picture, path in paths.items()])
+    formats = ["dicom" if header else _ending(_named(*both)) for header, both in zip(headers, paths.items(), strict=True)]
+    sizes = np.array([_size_bytes(*both) for both in paths.items()], dtype=np.int64)
     return Images(tuple(rows), tuple(tuple(own) for own in rows.values()), tuple(headers), tuple(formats), sizes)
 
 
@@ -64,6 +66,24 @@ def _paths(samples: ManifestSamples, column: str) -> Sequence[Path | None]:
         return samples.paths(column)
     except DataError:
         return [samples.root / value if isinstance(value, (str, Path)) else None for value in samples.column(column)]
+
+
+def _source(picture: Picture, path: Path | None) -> Callable[[], Source] | Path | None:
+    """What a header is read from; of a picture inside a shard its bytes, fetched when they are wanted."""
+    if not isinstance(picture, PackedPicture):
+        return path
+    suffix = Path(picture.member).suffix.lower()
+    return picture.content if suffix in dicom.SUFFIXES else None
+
+
+def _named(picture: Picture, path: Path | None) -> Path | None:
+    return Path(picture.member) if isinstance(picture, PackedPicture) else path
+
+
+def _size_bytes(picture: Picture, path: Path | None) -> int:
+    if isinstance(picture, PackedPicture):
+        return picture.size_bytes
+    return path.stat().st_size if path is not None and path.is_file() else -1
 
 
 def _ending(path: Path | None) -> str:

@@ -16,11 +16,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
+from medtame.data import dicom
+from medtame.data.packed import PackedPicture
 from medtame.data.samples import ManifestSamples
 from medtame.data.series import SeriesPicture, patient_of
-from medtame.errors import DataError
+from medtame.errors import DataError, ImageError
 from medtame.types import Array, Picture
 
+DICOM_ENDINGS = dicom.SUFFIXES - {""}
 GROUP_COLUMNS = ("patient", "case", "study", "group", "lesion")
 
 
@@ -127,8 +130,13 @@ def _image_names(samples: ManifestSamples) -> list[str]:
     names: dict[Any, str] = {}
     for value in dict.fromkeys(value for value in samples.column(column) if value is not None):
         file = _file(value)
-        names[value] = value.digest() if file is None else _path_name(samples.root, file)
+        names[value] = _path_name(samples.root, file) if file is not None else _other_name(value)
     return [f"row {row}" if value is None else names[value] for row, value in enumerate(samples.column(column))]
+
+
+def _other_name(value: Picture) -> str:
+    """A picture inside a shard has a name of its own; one in memory is known by what it shows."""
+    return value.name if isinstance(value, PackedPicture) else value.digest()
 
 
 def _file(value: Any) -> str | Path | None:
@@ -152,13 +160,23 @@ def _dicom_patients(samples: ManifestSamples) -> list[str | None]:
     groups: list[str | None] = []
     for value in samples.column(column) if column else [None] * len(samples):
         if value not in known:
-            file = _file(value)
-            if file is not None and not (samples.root / file).is_file():
-                raise DataError(f"there is no file {file}: correct the path")
-            known[value] = None if file is None else patient_of(samples.root / file)
+            known[value] = _patient(value, samples.root)
         patient = known[value]
         groups.append(None if patient is None else f"DICOM patient {numbers.setdefault(patient, len(numbers) + 1)}")
     return groups
+
+
+def _patient(value: Any, root: Path) -> bytes | None:
+    """The PatientID of a DICOM file, never to be shown; None for other pictures."""
+    if isinstance(value, PackedPicture):
+        try:
+            return dicom.patient_of(value.content()) if Path(value.member).suffix.lower() in DICOM_ENDINGS else None
+        except ImageError:
+            return None
+    file = _file(value)
+    if file is not None and not (root / file).is_file():
+        raise DataError(f"there is no file {file}: correct the path")
+    return None if file is None else patient_of(root / file)
 
 
 def _leaks(samples: ManifestSamples, train: Array, test: Array) -> list[str]:
@@ -196,19 +214,23 @@ def _joined(samples: ManifestSamples, alike: Array | None = None) -> Array:
 
 def _contents(samples: ManifestSamples, columns: Sequence[str]) -> list[list[tuple[str, str]]]:
     """For each row, (what tells its files apart, name) of its images. Only files of equal size are read and hashed."""
-    sizes: dict[Path, int] = {}
+    sizes: dict[Path | PackedPicture, int] = {}
     for column in columns:
         for value in samples.column(column):
+            if isinstance(value, PackedPicture):
+                sizes.setdefault(value, value.size_bytes)
             if isinstance(value, (str, Path)):
                 path = Path(os.path.normpath(samples.root / value))
                 if path not in sizes:
                     sizes[path] = path.stat().st_size if path.is_file() else -1
     common = Counter(sizes.values())
-    keys = {path: _hash(path) if size >= 0 and common[size] > 1 else str(path) for path, size in sizes.items()}
+    keys = {one: _hash(one) if _may_be_there_twice(one, size, common) else str(one) for one, size in sizes.items()}
 
     def key(value: str | Path | Picture) -> tuple[str, str]:
         if isinstance(value, (str, Path)):
             return keys[Path(os.path.normpath(samples.root / value))], str(value)
+        if isinstance(value, PackedPicture):
+            return keys[value], value.name
         return value.digest(), value.name
 
     rows: list[list[tuple[str, str]]] = [[] for _ in range(len(samples))]
@@ -219,8 +241,17 @@ def _contents(samples: ManifestSamples, columns: Sequence[str]) -> list[list[tup
     return rows
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+def _may_be_there_twice(one: Path | PackedPicture, size: int, common: Counter[int]) -> bool:
+    return common[size] > 1 if size >= 0 else isinstance(one, PackedPicture)
+
+
+def _hash(one: Path | PackedPicture) -> str:
+    if isinstance(one, PackedPicture):
+        try:
+            return one.content_hash()
+        except ImageError:
+            return one.name
+    with one.open("rb") as file:
         return file_digest(file, "sha256").hexdigest()
 
 

@@ -6,7 +6,7 @@ Patients and studies leave this file as running numbers only. No message and no 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from pydicom import dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from medtame.data import dicom
+from medtame.data.sources import Source, opened
 from medtame.data.worker import DAMAGED
+from medtame.errors import ImageError
 
 IDENTIFYING = frozenset(  # of the Basic Application Level Confidentiality Profile, DICOM PS3.15 table E.1-1
     (
@@ -67,7 +69,7 @@ IDENTIFYING = frozenset(  # of the Basic Application Level Confidentiality Profi
 PSEUDONYMS = frozenset({"PatientName", "PatientID"})  # still filled, with made-up values, where a file says that it was de-identified
 PRIVATE = "private tags"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_BROKEN = (*DAMAGED, InvalidDicomError, BytesLengthException)
+_BROKEN = (*DAMAGED, ImageError, InvalidDicomError, BytesLengthException)
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,24 @@ class Header:
     study: int | None
 
 
-def headers(paths: Sequence[Path | None]) -> list[Header | None]:
-    """A header a path; None where there is no path, no DICOM file, or none that can be read."""
+def headers(paths: Sequence[Path | Callable[[], Source] | None]) -> list[Header | None]:
+    """A header a path, or what gives the bytes of one; None where there is no path, no DICOM file, or none that can be read."""
     patients: dict[str, int] = {}
     studies: dict[str, int] = {}
     return [_header(path, patients, studies) for path in paths]
 
 
-def _header(path: Path | None, patients: dict[str, int], studies: dict[str, int]) -> Header | None:
+def _header(path: Path | Callable[[], Source] | None, patients: dict[str, int], studies: dict[str, int]) -> Header | None:
     try:
-        if path is None or not path.is_file() or not dicom.may_be_dicom(path) or dicom.is_deflated(path):
+        source = path if path is None or isinstance(path, Path) else path()
+        if source is None or (isinstance(source, Path) and not source.is_file()) or not dicom.may_be_dicom(source):
+            return None
+        if dicom.is_deflated(source):
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values
-            dataset = dcmread(path, stop_before_pixels=True, force=not dicom.is_dicom(path))
+            with opened(source) as file:
+                dataset = dcmread(file, stop_before_pixels=True, force=not dicom.is_dicom(source))
             return Header(
                 modality=_modality(dataset),
                 identifying=_identifying(dataset),

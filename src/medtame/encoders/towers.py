@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medtame.data.images import CONVENTION, FilePicture
+from medtame.data.packed import PackedPicture
 from medtame.errors import EncoderError
 from medtame.types import Picture, Samples
 
@@ -119,8 +120,11 @@ class Digests:
 
 
 def file_name(picture: Picture) -> str | None:
-    """A hash of a file's path, frame, window, size and times, which says nothing about the patient; None for what is no file."""
-    if not isinstance(picture, FilePicture):
+    """A hash of a file's path, frame, window, size and times, which says nothing about the patient; None for what is no file.
+
+    Of a picture inside a shard: the shard's, and the place in it.
+    """
+    if not isinstance(picture, FilePicture | PackedPicture):
         return None
     try:
         status = picture.path.stat()
@@ -133,9 +137,10 @@ def file_name(picture: Picture) -> str | None:
 
 
 @lru_cache(maxsize=2**17)
-def _hashed(picture: FilePicture, folder: str, *changes: int) -> str:
+def _hashed(picture: FilePicture | PackedPicture, folder: str, *changes: int) -> str:
     """Of what tells a file apart: a picture whose path may start at `folder`, its size and times."""
-    parts = (CONVENTION, Path(folder) / picture.path, picture.frame, picture.window, *changes)
+    inside = () if isinstance(picture, FilePicture) else (getattr(picture.shard, "column", ""), picture.place, picture.extent)
+    parts = (CONVENTION, Path(folder) / picture.path, picture.frame, picture.window, *changes, *inside)
     return hashlib.sha256("\n".join(map(str, parts)).encode(errors="surrogateescape")).hexdigest()
 
 

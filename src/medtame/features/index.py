@@ -1,4 +1,4 @@
-"""An index of images: identifiers, unit vectors in 16 bits, sign bits, and the columns of the manifest, by one encoder."""
+"""An index of images: identifiers, unit vectors in 16 bits, lists with sign bits, and the columns of the manifest, by one encoder."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ import torch
 from torch import Tensor
 
 from medtame.errors import DataError
-from medtame.features.searching import Bank, Bits, Depth, Found, Frame, by_signs, deepened, exact
+from medtame.features.search_lists import Depth, Frame, Listed, Lists, by_lists, deepened
+from medtame.features.searching import Bank, Found, exact
 from medtame.types import Array, Encoder
 
-EXACT_UP_TO = 100_000  # rows; with more, sign bits are looked at first
+EXACT_UP_TO = 100_000  # rows; with more, not all are looked at
 QUERIES = 200  # of each kind, by which the depth is found
 MANY_PARTS = 32  # so many are joined
 
 
 @dataclass(frozen=True)
 class Part:
-    """n images that were added at once: vectors (n, D) float16, SHA-256 (n, 32), columns of n cells (text or None), bits or None."""
+    """n images that were added at once: vectors (n, D) float16, SHA-256 (n, 32), columns of n cells (text or None), lists or None."""
 
     rows: Array
     digests: Array
     columns: Mapping[str, Sequence[str | None]]
-    bits: Bits | None = None
+    lists: Lists | None = None
     file: str = ""  # in the folder, without its ending; empty where it is in memory only
 
 
 @dataclass(frozen=True)
 class Measured:
-    """How deep to look by bits, and the recall@10 that was measured: of images, and of texts where the manifest has them."""
+    """How deep to look, and the recall@10 that was measured: of images, and of texts where the manifest has them."""
 
     depth: Depth
     recalls: tuple[float, ...]
@@ -44,7 +45,7 @@ class Index:
     encoder: Mapping[str, str]
     parts: tuple[Part, ...] = ()
     frame: Frame | None = None
-    measured: Measured | None = None  # None beside a frame: bits do not pay, all is exact
+    measured: Measured | None = None  # None beside a frame: lists do not pay, all is exact
 
     def __len__(self) -> int:
         return sum(len(part.rows) for part in self.parts)
@@ -61,8 +62,7 @@ class Index:
 
     @property
     def bank(self) -> Bank:
-        bits = [part.bits for part in self.parts if part.bits is not None]
-        return Bank([part.rows for part in self.parts], bits, self.frame)
+        return Bank([part.rows for part in self.parts])
 
     def known(self) -> set[str]:
         """SHA-256 of the images that it holds, in hexadecimal."""
@@ -87,9 +87,12 @@ class Index:
     def nearest(self, asked: Tensor, count: int, chosen: Array | None = None, *, exactly: bool = False) -> Found:
         """The `count` nearest rows of `asked` (Q, D), unit norm, among `chosen` row numbers (rising) or all."""
         size = len(self) if chosen is None else len(chosen)
-        if self.measured is None or exactly or size <= EXACT_UP_TO:
+        if self.measured is None or self.frame is None or exactly or size <= EXACT_UP_TO:
             return exact(self.bank, asked, count, chosen)
-        return by_signs(self.bank, asked, count, self.measured.depth, chosen)
+        return by_lists(self.listed(self.frame), asked, count, self.measured.depth, chosen)
+
+    def listed(self, frame: Frame) -> Listed:
+        return Listed(self.bank, [part.lists for part in self.parts if part.lists is not None], frame)
 
     def how(self, size: int, *, exactly: bool = False) -> str:
         """How `nearest` looks among `size` rows, in words."""
@@ -97,7 +100,7 @@ class Index:
             return "exact"
         depth, told = self.measured.depth, " and ".join(f"{share:.3f}" for share in self.measured.recalls)
         return (
-            f"sign bits, then {depth.by_bits} rows by all bits and {depth.by_rows} in single precision; recall@10 {told} when it was built"
+            f"{depth.by_bits} rows in near lists by sign bits and {depth.by_rows} in single precision; recall@10 {told} when it was built"
         )
 
     def line(self, row: int) -> dict[str, str | None]:
@@ -125,22 +128,22 @@ class Index:
         if len(index) <= EXACT_UP_TO:
             return index
         frame = self.frame or Frame.of([part.rows for part in index.parts])
-        parts = tuple(part if part.bits is not None else replace(part, bits=frame.bits(part.rows), file="") for part in index.parts)
-        return measured(replace(index, parts=parts, frame=frame), texts)
+        parts = tuple(part if part.lists is not None else replace(part, lists=frame.lists(part.rows), file="") for part in index.parts)
+        return measured(replace(index, parts=parts, frame=frame), frame, texts)
 
 
 def joined(parts: Sequence[Part]) -> Part:
-    """One part of several; its bits are left for the caller."""
+    """One part of several; its lists are left for the caller."""
     names = dict.fromkeys(name for part in parts for name in part.columns)
     columns = {name: [cell for part in parts for cell in part.columns.get(name, [None] * len(part.rows))] for name in names}
     return Part(np.concatenate([part.rows for part in parts]), np.concatenate([part.digests for part in parts]), columns)
 
 
-def measured(index: Index, texts: Tensor | None) -> Index:
+def measured(index: Index, frame: Frame, texts: Tensor | None) -> Index:
     """With the depth at which recall@10 of images, and of texts where there are some, is at least GOAL."""
     bank, own = index.bank, np.linspace(0, len(index) - 1, QUERIES).astype(np.int64)
     queries = [torch.nn.functional.normalize(bank.rows(own), dim=1), *([] if texts is None or not len(texts) else [texts[:QUERIES]])]
-    depth, recalls = deepened(bank, queries, own)
+    depth, recalls = deepened(index.listed(frame), queries, own)
     return replace(index, measured=None if depth is None else Measured(depth, tuple(recalls)))
 
 

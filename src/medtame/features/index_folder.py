@@ -22,12 +22,12 @@ from safetensors.numpy import save_file
 
 from medtame.errors import DataError
 from medtame.features.index import Index, Measured, Part
-from medtame.features.searching import COMPARED, Bits, Depth, Frame
+from medtame.features.search_lists import COMPARED, Depth, Frame, Lists
 from medtame.types import Array
 
-FORMAT = "medtame-index-1"
+FORMAT = "medtame-index-2"
 LISTING = "index.json"
-TYPES = {"F16": "<f2", "U64": "<u8", "U8": "u1", "F32": "<f4"}
+TYPES = {"F16": "<f2", "U64": "<u8", "U8": "u1", "F32": "<f4", "I32": "<i4", "I64": "<i8"}
 MAX_HEADER_BYTES = 2**20
 LEFT_OVER = ("part-*", "frame-*", ".part-*", ".frame-*")
 
@@ -66,10 +66,10 @@ def write(index: Index, folder: Path) -> Index:
 
 def written(part: Part, folder: Path) -> Part:
     """Under a name that its images and their order give."""
-    name = f"part-{hashlib.sha256(part.digests.tobytes() + bytes(part.bits is not None)).hexdigest()[:24]}"
+    name = f"part-{hashlib.sha256(part.digests.tobytes() + bytes(part.lists is not None)).hexdigest()[:24]}"
     tensors = {"rows": part.rows, "digests": part.digests}
-    if part.bits is not None:
-        tensors |= {"first": part.bits.first, "rest": part.bits.rest}
+    if part.lists is not None:
+        tensors |= {"listed": part.lists.rows, "words": part.lists.words, "edges": part.lists.edges}
     tensors = {key: np.ascontiguousarray(values) for key, values in tensors.items()}
     table = pa.table({column: pa.array(list(cells), pa.string()) for column, cells in part.columns.items()})
     vectors, cells = files_of(name, folder)
@@ -79,9 +79,10 @@ def written(part: Part, folder: Path) -> Part:
 
 
 def framed(frame: Frame, folder: Path) -> Path:
-    path = folder / f"frame-{hashlib.sha256(frame.mean.tobytes() + frame.rotation.tobytes()).hexdigest()[:24]}.safetensors"
+    tensors = {name: np.ascontiguousarray(values) for name, values in vars(frame).items()}
+    path = folder / f"frame-{hashlib.sha256(b''.join(values.tobytes() for values in tensors.values())).hexdigest()[:24]}.safetensors"
     if not path.is_file():
-        whole(path, lambda place: save_file({"mean": frame.mean, "rotation": np.ascontiguousarray(frame.rotation)}, place))
+        whole(path, lambda place: save_file(tensors, place))
     return path
 
 
@@ -163,20 +164,20 @@ def opened(name: str, folder: Path) -> Part:
     vectors, cells = files_of(Path(name).name, folder)
     found = tensors_of(vectors)
     columns: Mapping[str, list[str | None]] = parquet.read_table(cells).to_pydict()
-    rows, bits = found["rows"], Bits(found["first"], found["rest"]) if "first" in found else None
+    rows, lists = found["rows"], Lists(found["listed"], found["words"], found["edges"]) if "listed" in found else None
     lengths = {
         len(rows),
         len(found["digests"]),
         *map(len, columns.values()),
-        *(() if bits is None else (bits.first.shape[1], len(bits.rest))),
+        *(() if lists is None else (len(lists.rows), len(lists.words), int(lists.edges[-1]))),
     }
     if len(lengths) > 1 or rows.ndim != 2 or rows.dtype != np.float16:
         raise ValueError(f"{name} has parts of unequal length")
-    return Part(rows, found["digests"], columns, bits, name)
+    return Part(rows, found["digests"], columns, lists, name)
 
 
 def tensors_of(path: Path) -> dict[str, Array]:
-    """The tensors of a safetensors file, read where they lie. Raises ValueError."""
+    """The tensors of a safetensors file, read where they lie; what is written into them stays in memory. Raises ValueError."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > MAX_HEADER_BYTES:
@@ -187,5 +188,5 @@ def tensors_of(path: Path) -> dict[str, Array]:
         if name != "__metadata__":
             shape, kind, start = tuple(told["shape"]), np.dtype(TYPES[told["dtype"]]), 8 + size + told["data_offsets"][0]
             empty = 0 in shape
-            found[name] = np.zeros(shape, kind) if empty else np.memmap(path, mode="r", dtype=kind, shape=shape, offset=start)
+            found[name] = np.zeros(shape, kind) if empty else np.memmap(path, mode="c", dtype=kind, shape=shape, offset=start)
     return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from base64 import b64encode
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from medtame.data import packed
 from medtame.data.images import FilePicture
 from medtame.errors import ImageError
 from medtame.report.html import environment
@@ -38,10 +40,11 @@ def page(record: Mapping[str, Any], window: str = "") -> str:
 
 def thumbnail(path: str, name: str, window: str) -> str:
     """PNG in base64, or nothing where the file is gone or cannot be read."""
-    if not path or not Path(path).is_file():
+    picture = packed.at(path, name) or (FilePicture(Path(path), name) if path and Path(path).is_file() else None)
+    if picture is None:
         return ""
     try:
-        pixels = (np.clip(FilePicture(Path(path), name, window=window).array(), 0, 1) * 255).astype(np.uint8)
+        pixels = (np.clip(replace(picture, window=window).array(), 0, 1) * 255).astype(np.uint8)
     except ImageError:
         return ""
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)

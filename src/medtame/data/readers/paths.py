@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from medtame.data.readers import walk
 from medtame.data.readers.table import Fault, quoted
@@ -27,9 +28,9 @@ _FOLDER = "Name a file, or a folder with the files of one DICOM series."
 
 @dataclass
 class Checked:
-    """A column of paths: cells as the disk spells them, or series; what is wrong; and how many names differed by Unicode form."""
+    """A column of paths: cells as the disk spells them, series, or pictures; what is wrong; and how many names differed by Unicode form."""
 
-    cells: list[str | SeriesPicture | None]
+    cells: list[Any]
     faults: list[Fault]
     respelled: int = 0
     notes: list[str] = field(default_factory=list)
@@ -46,9 +47,12 @@ class Finder:
         self._within: dict[str, bool] = {}
 
     def column(
-        self, name: str, cells: Sequence[str | None], *, image: bool, series: Mapping[str, tuple[Path, ...]] = MappingProxyType({})
+        self, name: str, cells: Sequence[Any], *, image: bool, series: Mapping[str, tuple[Path, ...]] = MappingProxyType({})
     ) -> Checked:
-        """Every cell of a path column. `image`: may not be empty, may be a series. `series`: cells that a reader has joined."""
+        """Every cell of a path column; a picture stays as it is.
+
+        `image`: may not be empty, may be a series. `series`: cells that a reader has joined.
+        """
         found: dict[str, tuple[str | SeriesPicture, str, str]] = {}
         for joined, paths in series.items():
             found[joined] = (
@@ -62,6 +66,9 @@ class Finder:
                 checked.cells.append(None)
                 if image:
                     checked.faults.append(Fault(row, f"{name} is empty", _EMPTY))
+                continue
+            if not isinstance(cell, str):
+                checked.cells.append(cell)
                 continue
             if cell not in found:
                 found[cell] = self._one(cell, image, checked)

@@ -30,13 +30,13 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, empty ones None, and where each row stands: "line 3", "record 2", "file a/1.png".
+    """Cells as text, empty ones None, or pictures inside a shard; and where each row stands: "line 3", "record 2", "file a/1.png".
 
     `series`: image cells that stand for the files of a DICOM series, in order. `mask_values`: for each row the numbers of its
     label map that are its mask; None where the whole mask is meant.
     """
 
-    columns: Mapping[str, Sequence[str | None]]
+    columns: Mapping[str, Sequence[Any]]
     places: Sequence[str]
     notes: tuple[str, ...] = ()
     series: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
