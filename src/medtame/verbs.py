@@ -14,16 +14,16 @@ from medtame import catalogue
 from medtame.check import CheckResult
 from medtame.check import check as looked_at
 from medtame.comparison import Comparison, Progress, compare, seen
-from medtame.data import manifest, phantom
+from medtame.data import manifest, phantom, readable
 from medtame.data.samples import ManifestSamples
-from medtame.data.slices import Volume, is_volume
-from medtame.errors import DataError, ImageError, MedtameError, PairError, RunError, StoppedError
+from medtame.data.slices import is_volume
+from medtame.errors import DataError, MedtameError, PairError, RunError, StoppedError
 from medtame.learning.loop import Step
 from medtame.report import files
 from medtame.report.record import finite
 from medtame.run import Data, Run, encoder, load, open, opened_images
 from medtame.run import adapt as fit
-from medtame.types import Picture, Predicted
+from medtame.types import Predicted
 
 MANIFESTS = {
     "classification": "images",
@@ -178,17 +178,7 @@ def predict(
 
 def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> Predicted:
     """Predictions of all images that can be read; each other one is a row at the end that says why. Raises where none can be read."""
-    try:
-        return warned(run.predict(samples, words), samples)
-    except ImageError:
-        column = "image" if "image" in samples else "fixed"
-        reasons = [unreadable(picture, in_space="mask" in run.task.requires) for picture in samples.pictures(column)]
-        whole = [row for row, reason in enumerate(reasons) if not reason]
-        if not whole or len(whole) == len(samples):
-            raise
-    said = warned(run.predict(samples.take(whole), words), samples.take(whole))
-    broken = {picture.name: reason for picture, reason in zip(samples.pictures(column), reasons, strict=True) if reason}
-    return replace(said, table=[*said.table, *({column: name, "prediction": "", "warning": why} for name, why in broken.items())])
+    return readable.predicted(lambda some: warned(run.predict(some, words), some), samples, in_space="mask" in run.task.requires)
 
 
 def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
@@ -201,20 +191,9 @@ def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
     return replace(said, table=[added.get(id(one), one) for one in said.table])
 
 
-def unreadable(picture: Picture, *, in_space: bool = False) -> str:
-    """Why an image cannot be read, or nothing. `in_space`: a volume must say how it lies in space, and miss no slice."""
-    try:
-        picture.array()
-        if in_space and is_volume(picture):
-            Volume.of(picture)
-    except ImageError as error:
-        return str(error)
-    return ""
-
-
 def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Path | None) -> ManifestSamples:
     """The samples that the arguments of `predict` mean."""
-    if "fixed" in run.task.requires and len(images) == 2 and all(path.is_file() for path in images):
+    if "fixed" in run.task.requires and len(images) == 2 and not any(path.is_dir() for path in images):
         fixed, moving = (str(path.absolute()) for path in images)
         return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1))
     tables = [path for path in images if manifest.is_manifest(path)]
