@@ -194,8 +194,8 @@ def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
 def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Path | None) -> ManifestSamples:
     """The samples that the arguments of `predict` mean."""
     if "fixed" in run.task.requires and len(images) == 2 and not any(path.is_dir() for path in images):
-        fixed, moving = (str(path.absolute()) for path in images)
-        return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1))
+        fixed, moving = (str(path) for path in images)
+        return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1), Path.cwd())
     tables = [path for path in images if manifest.is_manifest(path)]
     if tables and len(images) > 1:
         raise DataError(f"{tables[0]} is a manifest and stands beside {len(images) - 1} more: give one manifest, or images and folders")
