@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from medtame.comparison import Comparison, Progress, compare, seen
 from medtame.data import manifest, phantom, readable
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import is_volume
+from medtame.encoders import text_lengths
 from medtame.errors import DataError, MedtameError, PairError, RunError, StoppedError
 from medtame.learning.loop import Step
 from medtame.report import files
@@ -140,6 +142,7 @@ def adapt(
         with suppress(OSError):
             out.rmdir()  # where nothing was written
     notes = [run.about["resumed"]] if "resumed" in run.about else []
+    notes += [cut] if (cut := unread(run, data.train, None)) else []
     try:
         found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
     except (MedtameError, KeyboardInterrupt) as error:
@@ -172,8 +175,15 @@ def predict(
     """Predictions of a run, and the files written to `out`."""
     run = open(folder)
     samples = asked(run, images, columns, root)
+    if cut := unread(run, samples, words or None):
+        warnings.warn(cut, stacklevel=2)
     said = predicted(run, samples, words or None)
     return said, [] if out is None else files.write(said, samples, out)
+
+
+def unread(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> str:
+    """A sentence about texts of which a method that reads words sees the beginning only; empty where it sees all."""
+    return text_lengths.told(run.query(samples, words)) if "text" in run.method.towers else ""
 
 
 def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> Predicted:

@@ -17,9 +17,9 @@ from medtame import catalogue
 from medtame.comparison import budget, calibration, choice, controls, seen, significance, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
 from medtame.comparison.recommendation import on_test, recommended
-from medtame.data import duplicates, quick_check
+from medtame.data import duplicates, quick_check, splits
 from medtame.data.draws import REGIMES
-from medtame.data.splits import folds
+from medtame.encoders import text_lengths
 from medtame.errors import DataError, LearningError, MedtameError, PairError, SettingsError, UnknownNameError
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
@@ -259,7 +259,7 @@ def grid_of(data: Data, encoder: Encoder, asked: Asked, folder: Path, alike: Arr
     together = None if alike is None else alike[data.split.train]
 
     def parts(train: Any) -> Sequence[tuple[Any, Any]]:
-        return folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed, alike=together).parts
+        return splits.folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed, alike=together).parts
 
     return Grid(data, parts_of(data, parts), encoder, asked.seed, asked.regime, asked.settings, folder)
 
@@ -367,12 +367,12 @@ def said(data: Data, grid: Grid, found: Mapping[tuple[str, Shots], Sequence[Outc
     if data.split.test is None:
         notes.append(f"There is no test part: each row is measured in one of {len(grid.parts)} folds by group.")
     notes += [note for outcomes in found.values() for outcome in outcomes for note in outcome.notes]
-    query = run.query(data.train.take(np.arange(min(len(data.train), 200))))
+    query = run.query(data.samples)
     if query.words is not None and query.candidates is None and len(set(query.words)) == 1:
         notes.append("The prompt is the same for every row, so text cannot help here.")
     if len(set(data.samples.groups.tolist())) < len(data.samples) and "patient" not in data.samples:
         notes.append("There is no column patient; rows of one group stay together.")
-    return list(dict.fromkeys(notes))
+    return list(dict.fromkeys(filter(None, [*notes, text_lengths.told(query)])))
 
 
 def counted(data: Data, grid: Grid) -> dict[str, Any]:

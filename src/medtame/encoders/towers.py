@@ -40,6 +40,7 @@ class EncoderCard:
     notes: str  # one line for tables: what it is and what it is not
     medical_text: bool | None = None  # whether it was trained on medical text; None: unknown
     licence: str = "unknown"
+    text_length: int | None = None  # the most tokens of a text; None: known once it is opened
 
 
 class Memory:
