@@ -14,7 +14,7 @@ import numpy as np
 from medtame import catalogue
 from medtame.check import CheckResult
 from medtame.check import check as looked_at
-from medtame.comparison import Comparison, Progress, compare, seen
+from medtame.comparison import Comparison, Progress, answer_cost, compare, seen
 from medtame.data import manifest, phantom, readable
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import is_volume
@@ -145,12 +145,22 @@ def adapt(
     notes += [cut] if (cut := unread(run, data.train, None)) else []
     try:
         found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+        notes += [taken] if (taken := cost(run, data, rows)) else []
     except (MedtameError, KeyboardInterrupt) as error:
         carded(run, data, {}, [*notes, "Not measured yet."], out, command)
         kept = f"the fitted run is kept in {out}: measure it with medtame evaluate"
         raise (StoppedError(f"stopped; {kept}") if isinstance(error, KeyboardInterrupt) else MedtameError(f"{error}; {kept}")) from None
     metrics = {name: asdict(interval) for name, interval in found.items()}
     return carded(run, data, metrics, notes + [refused] * bool(refused), out, command)
+
+
+def cost(run: Run, data: Data, rows: str) -> str:
+    """What an answer costs beside zero_shot where the method works when it is asked; empty where it does not."""
+    if not answer_cost.works_when_asked(run.task, run.method):
+        return ""
+    start = fit(data, run.encoder, method=answer_cost.REFERENCE, rows=rows)
+    runs = {answer_cost.REFERENCE: start, catalogue.name_of(run.method): run}
+    return answer_cost.told(runs, data.train if data.test is None else data.test)
 
 
 def carded(run: Run, data: Data, metrics: dict[str, Any], notes: list[str], out: Path, command: str) -> dict[str, Any]:
