@@ -185,8 +185,6 @@ def predict(
     """Predictions of a run, and the files written to `out`."""
     run = open(folder)
     samples = asked(run, images, columns, root)
-    if cut := unread(run, samples, words or None):
-        warnings.warn(cut, stacklevel=2)
     said = predicted(run, samples, words or None)
     return said, [] if out is None else files.write(said, samples, out)
 
@@ -198,7 +196,14 @@ def unread(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> s
 
 def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> Predicted:
     """Predictions of all images that can be read; each other one is a row at the end that says why. Raises where none can be read."""
-    return readable.predicted(lambda some: warned(run.predict(some, words), some), samples, in_space="mask" in run.task.requires)
+
+    def said_of(some: ManifestSamples) -> Predicted:
+        said = warned(run.predict(some, words), some)
+        if cut := unread(run, some, words):  # after it: now all of them are known to be readable
+            warnings.warn(cut, stacklevel=2)
+        return said
+
+    return readable.predicted(said_of, samples, in_space="mask" in run.task.requires)
 
 
 def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
