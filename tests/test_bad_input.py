@@ -260,6 +260,20 @@ def test_a_class_name_of_300_tokens(shop, medtame, tmp_path):
         one_line(err, "fills all 64 tokens that the encoder reads: shorten the class name")
         assert len(err) < 200
         assert not (tmp_path / "out").exists()
+    told = "3 texts are longer than the 64 tokens that tiny:vit reads, so the rest is not seen: shorten what is long (an image of word0 "
+    code, out, _ = adapted(medtame, shop, "zero_shot", "--json")
+    assert code == 0
+    assert [note[: len(told)] for note in json.loads(out)["notes"]] == [told]
+    code, _, err = medtame("predict", "out", shop.parent / "images" / "000.png")
+    assert code == 0
+    assert f"medtame: warning: {told}" in err
+    code, out, _ = medtame(
+        "compare", shop, "--encoder", "tiny", "--shots", "1", "--draws", "1", "--out", "two", "--methods", "clap", "--json"
+    )
+    assert code == 0
+    assert sum(note.startswith(told.replace("tiny:vit", "tiny")) for note in json.loads(out)["details"]["warnings"]) == 1
+    code, out, _ = medtame("adapt", shop, "--encoder", "tiny", "--method", "linear_probe", "--out", "three", "--json")
+    assert json.loads(out)["notes"] == []  # it reads no words
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_a_lower_rate_goes_on_from_the_last_good_one(shop, medtame, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import json
 
 import pytest
 
+from medtame.run import open as open_run
 from test_bad_input import medtame, shop  # noqa: F401
 
 
@@ -48,6 +49,19 @@ def test_a_broken_image_is_a_row_with_a_warning_and_the_rest_is_predicted(run, m
     code, out, err = medtame("predict", "run", "first")
     assert (code, out) == (2, "")
     assert err.count("\n") == 1
+
+
+def test_a_missing_file_among_others_is_a_row_with_a_warning(run, medtame):  # noqa: F811
+    _, before, _ = medtame("predict", "run", "second", "--json")
+    code, out, err = medtame("predict", "run", "second", "nowhere.png", "nowhere_too.png", "--json")
+    table = json.loads(out)["table"]
+    assert code == 0
+    assert table[:2] == json.loads(before)["table"]
+    why = "cannot be read: it is not there"
+    assert table[2:] == [{"image": name, "prediction": "", "warning": f"{name} {why}"} for name in ("nowhere.png", "nowhere_too.png")]
+    assert "2 of 4 rows could not be read, the first of them nowhere.png" in err
+    assert open_run("run").predict(["second/002.png", "nowhere.png", "second/003.png"]).table == table[:3]
+    assert medtame("predict", "run", "nowhere.png", "nowhere_too.png")[2].count("\n") == 1
 
 
 def test_an_error_is_json_too_where_json_was_asked_for(run, medtame):  # noqa: F811

@@ -20,7 +20,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from medtame import catalogue, resumed, state
-from medtame.data import manifest, splits
+from medtame.data import manifest, readable, splits
 from medtame.data.samples import ManifestSamples
 from medtame.data.series import SeriesPicture
 from medtame.encoders import card as encoder_card
@@ -167,9 +167,11 @@ class Run:
         return tempered(found, query, float(self.about.get("temperature", 1.0)))
 
     def predict(self, images: Samples | Sequence[str | Path] | str | Path, words: Sequence[str] | None = None) -> Predicted:
-        """Predictions for samples, a manifest, a folder, or a list of image files."""
-        samples = images if isinstance(images, ManifestSamples) else opened_images(images)  # type: ignore[arg-type]
-        query = self.query(samples, words)
+        """Predictions for samples, a manifest, a folder, or image files; files that cannot be read are rows at the end with a warning."""
+        if not isinstance(images, ManifestSamples):
+            opened = opened_images(images)  # type: ignore[arg-type]
+            return readable.predicted(lambda some: self.predict(some, words), opened, in_space="mask" in self.task.requires)
+        query = self.query(images, words)
         return self.frame.read(query, self.answer(query))
 
     def measure(self, samples: Samples) -> Mapping[str, Statistic]:
@@ -240,14 +242,14 @@ def open(folder: str | Path, opener: Callable[[str], Encoder] = encoder) -> Run:
 def opened_images(images: Sequence[str | Path] | str | Path) -> ManifestSamples:
     """Samples from a manifest, or from image files and folders (their images at any depth; DICOM files joined to series).
 
-    Names are as they were given. Raises DataError for what is not there, and for a folder without an image.
+    Names are as they were given. Raises DataError where none is there, and for a folder without an image.
     """
     if isinstance(images, (str, Path)):
         if manifest.is_manifest(Path(images)):
             return manifest.read(images)
         images = [images]
     absent = [str(image) for image in images if not Path(image).is_file() and not Path(image).is_dir()]
-    if absent:
+    if len(absent) == len(images):
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
         raise DataError(f"there is no file or folder {absent[0]}{more}: correct the path")
     found = [one for image in images for one in (in_folder(Path(image)) if Path(image).is_dir() else [str(image)])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -13,17 +14,18 @@ import numpy as np
 from medtame import catalogue
 from medtame.check import CheckResult
 from medtame.check import check as looked_at
-from medtame.comparison import Comparison, Progress, compare, seen
-from medtame.data import manifest, phantom
+from medtame.comparison import Comparison, Progress, answer_cost, compare, seen
+from medtame.data import manifest, phantom, readable
 from medtame.data.samples import ManifestSamples
-from medtame.data.slices import Volume, is_volume
-from medtame.errors import DataError, ImageError, MedtameError, PairError, RunError, StoppedError
+from medtame.data.slices import is_volume
+from medtame.encoders import text_lengths
+from medtame.errors import DataError, MedtameError, PairError, RunError, StoppedError
 from medtame.learning.loop import Step
 from medtame.report import files
 from medtame.report.record import finite
 from medtame.run import Data, Run, encoder, load, open, opened_images
 from medtame.run import adapt as fit
-from medtame.types import Picture, Predicted
+from medtame.types import Predicted
 
 MANIFESTS = {
     "classification": "images",
@@ -140,14 +142,25 @@ def adapt(
         with suppress(OSError):
             out.rmdir()  # where nothing was written
     notes = [run.about["resumed"]] if "resumed" in run.about else []
+    notes += [cut] if (cut := unread(run, data.train, None)) else []
     try:
         found, refused = ({}, "") if rows == "all" or data.test is None else run.judged(data.test)
+        notes += [taken] if (taken := cost(run, data, rows)) else []
     except (MedtameError, KeyboardInterrupt) as error:
         carded(run, data, {}, [*notes, "Not measured yet."], out, command)
         kept = f"the fitted run is kept in {out}: measure it with medtame evaluate"
         raise (StoppedError(f"stopped; {kept}") if isinstance(error, KeyboardInterrupt) else MedtameError(f"{error}; {kept}")) from None
     metrics = {name: asdict(interval) for name, interval in found.items()}
     return carded(run, data, metrics, notes + [refused] * bool(refused), out, command)
+
+
+def cost(run: Run, data: Data, rows: str) -> str:
+    """What an answer costs beside zero_shot where the method works when it is asked; empty where it does not."""
+    if not answer_cost.works_when_asked(run.task, run.method):
+        return ""
+    start = fit(data, run.encoder, method=answer_cost.REFERENCE, rows=rows)
+    runs = {answer_cost.REFERENCE: start, catalogue.name_of(run.method): run}
+    return answer_cost.told(runs, data.train if data.test is None else data.test)
 
 
 def carded(run: Run, data: Data, metrics: dict[str, Any], notes: list[str], out: Path, command: str) -> dict[str, Any]:
@@ -176,19 +189,21 @@ def predict(
     return said, [] if out is None else files.write(said, samples, out)
 
 
+def unread(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> str:
+    """A sentence about texts of which a method that reads words sees the beginning only; empty where it sees all."""
+    return text_lengths.told(run.query(samples, words)) if "text" in run.method.towers else ""
+
+
 def predicted(run: Run, samples: ManifestSamples, words: Sequence[str] | None) -> Predicted:
     """Predictions of all images that can be read; each other one is a row at the end that says why. Raises where none can be read."""
-    try:
-        return warned(run.predict(samples, words), samples)
-    except ImageError:
-        column = "image" if "image" in samples else "fixed"
-        reasons = [unreadable(picture, in_space="mask" in run.task.requires) for picture in samples.pictures(column)]
-        whole = [row for row, reason in enumerate(reasons) if not reason]
-        if not whole or len(whole) == len(samples):
-            raise
-    said = warned(run.predict(samples.take(whole), words), samples.take(whole))
-    broken = {picture.name: reason for picture, reason in zip(samples.pictures(column), reasons, strict=True) if reason}
-    return replace(said, table=[*said.table, *({column: name, "prediction": "", "warning": why} for name, why in broken.items())])
+
+    def said_of(some: ManifestSamples) -> Predicted:
+        said = warned(run.predict(some, words), some)
+        if cut := unread(run, some, words):  # after it: now all of them are known to be readable
+            warnings.warn(cut, stacklevel=2)
+        return said
+
+    return readable.predicted(said_of, samples, in_space="mask" in run.task.requires)
 
 
 def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
@@ -201,22 +216,11 @@ def warned(said: Predicted, samples: ManifestSamples) -> Predicted:
     return replace(said, table=[added.get(id(one), one) for one in said.table])
 
 
-def unreadable(picture: Picture, *, in_space: bool = False) -> str:
-    """Why an image cannot be read, or nothing. `in_space`: a volume must say how it lies in space, and miss no slice."""
-    try:
-        picture.array()
-        if in_space and is_volume(picture):
-            Volume.of(picture)
-    except ImageError as error:
-        return str(error)
-    return ""
-
-
 def asked(run: Run, images: Sequence[Path], columns: Mapping[str, str], root: Path | None) -> ManifestSamples:
     """The samples that the arguments of `predict` mean."""
-    if "fixed" in run.task.requires and len(images) == 2 and all(path.is_file() for path in images):
-        fixed, moving = (str(path.absolute()) for path in images)
-        return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1))
+    if "fixed" in run.task.requires and len(images) == 2 and not any(path.is_dir() for path in images):
+        fixed, moving = (str(path) for path in images)
+        return ManifestSamples({"fixed": [fixed], "moving": [moving]}, np.arange(1), Path.cwd())
     tables = [path for path in images if manifest.is_manifest(path)]
     if tables and len(images) > 1:
         raise DataError(f"{tables[0]} is a manifest and stands beside {len(images) - 1} more: give one manifest, or images and folders")

@@ -54,3 +54,9 @@ def test_numbered_objects_may_hold_many_values_but_not_another_size():
 def test_all_are_told_in_one_error():
     with pytest.raises(DataError, match=r"a is 1 x 1.*b is 1 x 1.*c is 1 x 1.*\(and 2 more masks\)"):
         masks.check([mask(np.ones((1, 1)), name) for name in "abcde"], [IMAGE] * 5)
+
+
+def test_a_fault_of_a_label_map_is_told_once_for_all_its_structures():
+    with pytest.raises(DataError) as error:
+        masks.check([mask(np.ones((1, 1)), "labels")] * 5, [IMAGE] * 5)
+    assert str(error.value) == "labels is 1 x 1 pixels and its image 6 x 8: masks must lie on their image pixel by pixel"

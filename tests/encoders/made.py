@@ -20,6 +20,7 @@ from torch import nn
 
 from medtame.data.images import ArrayPicture
 from medtame.data.samples import ManifestSamples
+from medtame.encoders import text_lengths
 
 WORDS = [
     "a chest x-ray of pneumonia",
@@ -261,3 +262,15 @@ def tensor(image: Image.Image) -> torch.Tensor:
     """(1, C, H, W) uint8."""
     array = np.array(image)
     return torch.from_numpy(array if array.ndim == 3 else array[..., None]).permute(2, 0, 1)[None]
+
+
+def unread_ends_are_found(encoder: Any) -> None:
+    """A text is told of where its vector stays the same with another last word, for lengths on both sides of what is read."""
+    longest, kinds = encoder.text_tower.length, set()
+    for count in {1, *range(max(1, longest - 4), longest + 3)}:
+        text = " ".join(["a"] * count)
+        one, other = encoder.texts([text, text[:-1] + "of"])
+        unread = bool(torch.allclose(one, other, atol=1e-6))
+        assert text_lengths.cut(encoder, [text, "a"]) == ([text] if unread else []), count
+        kinds.add(unread)
+    assert kinds == {True, False}

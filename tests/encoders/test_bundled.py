@@ -10,6 +10,7 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import made
 import numpy as np
 import pytest
 import torch
@@ -77,6 +78,8 @@ def test_card_and_encoder_agree(encoder: TowerEncoder):
     assert encoder.whole(images).shape == (1, card.dimension)
     assert tuple((scale.shape[1], scale.shape[2]) for scale in encoder.grid(images)) == card.scales
     assert card.scales[0][0] == card.dimension
+    assert card.text_length == encoder.text_tower.length
+    made.unread_ends_are_found(encoder)
     assert not any(p.requires_grad for tower in (encoder.image_tower, encoder.text_tower) for p in tower.parameters())
     assert not any(m.training for tower in (encoder.image_tower, encoder.text_tower) for m in tower.modules())
 

@@ -102,6 +102,11 @@ def test_the_card_says_what_loading_gives(case: Case):
     assert card.scales == tuple((scale.shape[1], scale.shape[2]) for scale in maps)
     assert (card.spec, card.scale, card.bias) == (encoder.spec, encoder.scale, encoder.bias)
     assert (card.image_identity, card.text_identity) == (encoder.image_identity, encoder.text_identity)
+    assert card.text_length == encoder.text_tower.length
+
+
+def test_texts_of_which_the_end_is_not_read_are_found(case: Case):
+    made.unread_ends_are_found(encoders.load(case.spec))
 
 
 def test_the_first_map_lies_in_the_texts_space(case: Case):

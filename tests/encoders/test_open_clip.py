@@ -124,8 +124,13 @@ def test_the_card_says_what_loading_gives(case: Case, monkeypatch: pytest.Monkey
     assert (card.spec, card.scale, card.bias) == (encoder.spec, encoder.scale, encoder.bias)
     assert (card.image_identity, card.text_identity) == (encoder.image_identity, encoder.text_identity)
     assert card.has_text
+    assert card.text_length == encoder.text_tower.length
     assert (card.licence, card.medical_text) == ("unknown", None)
     assert str(case.folder) not in card.image_identity + card.text_identity
+
+
+def test_texts_of_which_the_end_is_not_read_are_found(case: Case):
+    made.unread_ends_are_found(encoders.load(case.spec))
 
 
 def test_the_first_map_lies_in_the_texts_space(cases: dict[str, Case]):

@@ -165,3 +165,10 @@ def test_confidence_is_the_probability_of_what_is_said(encoder):
     assert [row["prediction"] for row in said.table] == ["no", "yes", "refused", "no"]
     assert said.table[0]["confidence"] == pytest.approx(1 / (1 + np.exp(-2)))
     assert said.table[2]["warning"] == "no answer"
+
+
+def test_images_without_a_question_say_how_one_is_asked(encoder):
+    samples = opposed(8, 0)
+    fitted = path.fitted(samples, VisualQuestionAnswering(), QuestionOnly(), encoder)
+    with pytest.raises(DataError, match=r"^nothing is asked of these images: say it in words, such as --question 'Is it normal\?'$"):
+        fitted.predict(samples.only(("image",)))

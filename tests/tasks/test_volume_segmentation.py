@@ -14,6 +14,7 @@ from medtame.data.manifest import read
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import OWNER
 from medtame.report import files
+from medtame.strategies.direct_use.zero_shot import ZeroShot
 from medtame.strategies.tuning.linear_probe import LinearProbe
 from medtame.tasks.segmentation import Segmentation, SegmentationFrame
 from medtame.types import Grids, Predicted
@@ -140,10 +141,11 @@ def test_a_fitted_run_finds_the_ball_and_measures_a_row_a_volume(scans):
     assert run.predict(test).arrays["0/mask"].shape == (32, 6, 32)
 
 
-def test_one_volume_that_has_no_place_in_space_costs_itself_alone(scans):
+@pytest.mark.parametrize("method", [LinearProbe(), ZeroShot()], ids=["reads no words", "reads words"])
+def test_one_volume_that_has_no_place_in_space_costs_itself_alone(scans, method):
     lines = TASK.usable(scans).take(range(0, 12, 2))
     task = Segmentation(plane="axial", slices=4, size=32, side=8).settled(lines)
-    run = path.fitted(lines.take([0, 1, 2, 3]), task, LinearProbe(), tiny_encoder())
+    run = path.fitted(lines.take([0, 1, 2, 3]), task, method, tiny_encoder())
     broken = nibabel.load(scans.root / "4_t1.nii.gz")
     broken.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), 1)
     nibabel.save(nibabel.Nifti1Image(np.asarray(broken.dataobj), None, broken.header), scans.root / "flat.nii.gz")
@@ -151,7 +153,9 @@ def test_one_volume_that_has_no_place_in_space_costs_itself_alone(scans):
     said = verbs.predicted(run, asked, None)
     assert [row["image"] for row in said.table] == ["5_t1.nii.gz", "flat.nii.gz"]
     assert "singular affine" in said.table[1]["warning"]
-    assert said.arrays["0/mask"].any()
+    alone = run.predict(asked.take([0])).arrays["0/mask"]
+    assert np.array_equal(said.arrays["0/mask"], alone)
+    assert alone.any() or isinstance(method, ZeroShot)
 
 
 def test_a_dicom_series_is_answered_by_a_nifti_of_all_its_slices(tmp_path):

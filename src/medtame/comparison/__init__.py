@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 
 from medtame import catalogue
-from medtame.comparison import budget, calibration, choice, controls, seen, significance, table
+from medtame.comparison import budget, calibration, choice, controls, notes, seen, significance, table
 from medtame.comparison.grid import Grid, Outcome, Shots, parts_of, settle_folder
 from medtame.comparison.recommendation import on_test, recommended
-from medtame.data import duplicates, quick_check
+from medtame.data import duplicates, quick_check, splits
 from medtame.data.draws import REGIMES
-from medtame.data.splits import folds
 from medtame.errors import DataError, LearningError, MedtameError, PairError, SettingsError, UnknownNameError
 from medtame.metrics import LOWER_IS_BETTER
 from medtame.metrics.intervals import resampled_groups
@@ -119,7 +118,7 @@ def compare(
     arms = tested(grid, picked.method, found[place], asked, resampling, metric, watch)
     heat = calibration.fitted(grid, picked, found[place], asked.shots[-1], CHOICE_FOLDS, lambda what: watch(what, 0, 1))
     run = final(data, grid, picked.method, heat, folder / "run")
-    warnings = [*said(data, grid, found[place], run), *looked]
+    warnings = [*notes.said(data, grid, found[place], run), *looked]
     taken = advised(grid, plans[place], metric, watch)
     seconds = time.perf_counter() - started
     details = seen.details(grid, asked.shots, picked, found[place], warnings, run, resampling, metric, command, seconds, names=names)
@@ -258,7 +257,7 @@ def grid_of(data: Data, encoder: Encoder, asked: Asked, folder: Path, alike: Arr
     together = None if alike is None else alike[data.split.train]
 
     def parts(train: Any) -> Sequence[tuple[Any, Any]]:
-        return folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed, alike=together).parts
+        return splits.folds(train, list(data.task.strata(train)), FOLDS, seed=asked.seed, alike=together).parts
 
     return Grid(data, parts_of(data, parts), encoder, asked.seed, asked.regime, asked.settings, folder)
 
@@ -358,20 +357,6 @@ def final(data: Data, grid: Grid, method: str, heat: calibration.Temperature | N
         run = replace(run, about={**run.about, "temperature": heat.value})
     run.save(folder)
     return run
-
-
-def said(data: Data, grid: Grid, found: Mapping[tuple[str, Shots], Sequence[Outcome]], run: Run) -> list[str]:
-    """What a reader must know before the numbers, each sentence once."""
-    notes = [*data.samples.notes, data.split.how, *data.split.warnings]
-    if data.split.test is None:
-        notes.append(f"There is no test part: each row is measured in one of {len(grid.parts)} folds by group.")
-    notes += [note for outcomes in found.values() for outcome in outcomes for note in outcome.notes]
-    query = run.query(data.train.take(np.arange(min(len(data.train), 200))))
-    if query.words is not None and query.candidates is None and len(set(query.words)) == 1:
-        notes.append("The prompt is the same for every row, so text cannot help here.")
-    if len(set(data.samples.groups.tolist())) < len(data.samples) and "patient" not in data.samples:
-        notes.append("There is no column patient; rows of one group stay together.")
-    return list(dict.fromkeys(notes))
 
 
 def counted(data: Data, grid: Grid) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def check(masks: Sequence[Picture], images: Sequence[Picture], *, instances: boo
             fault = f"lies up to {apart:.1f} mm away from its image in space: resample it to the grid of the image"
         if fault:
             faults.append(f"{mask.name} {fault}")
+    faults = list(dict.fromkeys(faults))  # the structures of one label map have the same one
     if faults:
         more = f" (and {len(faults) - SHOWN} more masks)" if len(faults) > SHOWN else ""
         raise DataError("; ".join(faults[:SHOWN]) + more)

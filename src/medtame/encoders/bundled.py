@@ -23,6 +23,7 @@ from medtame.errors import EncoderError, MissingExtraError
 
 ALIGNMENT = Path(__file__).with_name("bundled_alignment.safetensors")
 NOTES = "general-purpose: EfficientNet-Lite0 (ImageNet) and MiniLM-L6, aligned by ImageNet class descriptions; no medical text"
+TEXT_LENGTH = 256  # tokens, as minilm cuts them
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def card(folder: Path | None = None) -> EncoderCard:
         notes=NOTES,
         medical_text=False,
         licence="Apache-2.0",
+        text_length=TEXT_LENGTH,
     )
 
 

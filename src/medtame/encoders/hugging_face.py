@@ -85,6 +85,7 @@ def card(rest: str, *, whole: bool = False) -> EncoderCard:
         notes=found.row.notes if found.row else f"transformers {found.kind} {found.place.name}",
         medical_text=found.row.medical_text if found.row else None,
         licence=found.row.licence if found.row else "unknown",
+        text_length=int(found.part("text_config").get("max_position_embeddings", 77 if found.kind == "clip" else 64)),
     )
 
 

@@ -41,6 +41,7 @@ def card(rest: str, *, whole: bool = False) -> EncoderCard:
         notes=found.row.notes if found.row else f"open_clip {found.name}",
         medical_text=found.row.medical_text if found.row else None,
         licence=found.row.licence if found.row else "unknown",
+        text_length=_length(found),
     )
 
 
@@ -107,7 +108,7 @@ def _safe(found: Source) -> dict[str, Any]:
 def _tokenizer(found: Source) -> Any:
     text = found.model["text_cfg"]
     settings = dict(text.get("tokenizer_kwargs") or {})
-    tokenizer = tokenizer_files.for_open_clip(found.tokenizer, int(text.get("context_length", 77)), text.get("tokenizer_mode"), settings)
+    tokenizer = tokenizer_files.for_open_clip(found.tokenizer, _length(found), text.get("tokenizer_mode"), settings)
     if found.tokenizer is None:
         tokenizer_files.match(tokenizer.vocab_size, _rows(found), "open_clip's own vocabulary")
     else:
@@ -155,6 +156,10 @@ def _identities(found: Source, prepare: Preparation) -> tuple[str, str]:
     )
     words = tokenizer_files.identity(found.tokenizer)
     return image, f"{name};{weights};{checkpoint.digest_of(config)};{words};{VERSION}"
+
+
+def _length(found: Source) -> int:
+    return int(found.model["text_cfg"].get("context_length", 77))
 
 
 def _scales(found: Source) -> tuple[tuple[int, int], ...]:

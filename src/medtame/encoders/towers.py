@@ -42,6 +42,7 @@ class EncoderCard:
     medical_text: bool | None = None  # whether it was trained on medical text; None: unknown
     licence: str = "unknown"
     seen: frozenset[str] = frozenset()  # digests of images that it is known to have learnt from
+    text_length: int | None = None  # the most tokens of a text; None: known once it is opened
 
 
 class Memory:

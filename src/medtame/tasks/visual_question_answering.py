@@ -44,6 +44,8 @@ class VisualQuestionAnsweringFrame(Frame):
 
     def query(self, samples: Samples, encoder: Encoder, words: Sequence[str] | None = None) -> Query:
         """`words`: one question for all images, or one each; else the column `question`."""
+        if words is None and "question" not in samples:
+            raise DataError("nothing is asked of these images: say it in words, such as --question 'Is it normal?'")
         questions = [str(question) for question in (samples.column("question") if words is None else words)]
         if len(questions) == 1:
             questions = questions * len(samples)
