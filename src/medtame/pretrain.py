@@ -5,18 +5,18 @@ pairs -> objectives -> steps -> an encoder folder -> the same measures before an
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from medtame import catalogue, resumed
@@ -31,10 +31,9 @@ from medtame.errors import DataError, PairError, RunError, SettingsError
 from medtame.features.store import Store
 from medtame.forgetting import METHODS, Change, changes, measured, natural_ranks, sides
 from medtame.learning import ranks
-from medtame.learning.loop import Step
+from medtame.learning.glance import Glance, add_to_curve, line, read_curve
 from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import Weighted, moving, pretrained
-from medtame.metrics.retrieval import first_ranks
 from medtame.report import pretraining_page
 from medtame.report.record import finite
 from medtame.run import RESEARCH_USE, Data, encoder, identity, load, threads_of
@@ -46,7 +45,7 @@ from medtame.types import Array, Encoder, Query
 TASK = "image_text_retrieval"
 FEWEST = 8  # pairs
 HELD, MOST_HELD, HELD_OF = 0.1, 500, 40  # a share of the cases is kept aside; at most so many pairs; of so many pairs at least
-GLANCES, GLANCED = 5, 100  # how often and on how many held pairs recall is looked at while learning
+GLANCES = 5  # how often recall is looked at while learning
 RECALL = ("recall_at_10_image_to_text", "recall_at_10_text_to_image")
 LARGEST_SCALE = 100.0
 CURVE = f".{resumed.NAME}.curve"  # beside the state while it is learnt
@@ -134,27 +133,6 @@ def paired_up(samples: ManifestSamples, opened: Encoder, first: Pretrainer, seed
     return Pairs.of(query, distinct.tolist(), [(int(k),) for k in own], right, first.moving(seed))
 
 
-class Glance:
-    """Recall at 10 on held pairs while the weights move."""
-
-    def __init__(self, pairs: Pairs, held: ManifestSamples | None) -> None:
-        self.pairs, self.value = pairs, float("nan")
-        self.held = None if held is None else held.take(np.arange(min(GLANCED, len(held))))
-
-    def look(self) -> None:
-        if self.held is None:
-            return
-        query = Query(wants="scores", samples=self.held.only(("image",)), encoder=self.pairs.encoder, source=np.arange(len(self.held)))
-        texts, own = np.unique(np.asarray([str(text) for text in self.held.column("text")], dtype=object), return_inverse=True)
-        side = replace(self.pairs.image, query=query, augment=False, kept=None)
-        with torch.no_grad():
-            parts = torch.arange(len(self.held)).split(32)  # type: ignore[no-untyped-call]
-            images = torch.cat([side(part)[0] for part in parts])
-            scores = images @ self.pairs.see_texts(texts.tolist()).T
-        rank = first_ranks(scores.double().numpy(), own[:, None] == np.arange(len(texts))[None])
-        self.value = float((rank <= 10).mean())
-
-
 def pretrain(
     path: str | Path,
     spec: str = "bundled",
@@ -166,6 +144,7 @@ def pretrain(
     root: str | Path | None = None,
     window: str = "",
     sections: Sequence[str] = (),
+    strict: bool = False,
     held: float = HELD,
     watched: Mapping[str, str | Path] | None = None,
     seed: int = 0,
@@ -180,6 +159,7 @@ def pretrain(
         weights: objective -> weight in the sum. Default: contrastive alone.
         settings: "" -> settings of all objectives; an objective -> its own.
         sections: of reports, such as findings and impression; the whole text where a report has none of them.
+        strict: refuse shards and pairs that cannot be read, in place of leaving them out with a note.
         held: share of the cases kept aside, on which recall is measured before and after; 0 for none.
         watched: name -> a labelled manifest on which zero-shot and a probe are measured before and after.
         keep_every_seconds: how often the state is kept, at least; a killed run loses at most that.
@@ -189,7 +169,7 @@ def pretrain(
     if (folder / encoder_folder.CONFIG).is_file():
         raise RunError(f"the encoder in {folder} is finished: give a new folder with --out")
     with ranks.joined():
-        data = load(path, TASK, columns=columns, root=root, window=window)
+        data = load(path, TASK, columns=columns, root=root, window=window, strict=strict)
         others = {name: load(one, "classification") for name, one in (watched or {}).items()}
         base = encoder(spec, watch=lambda done, of: watch("encoding images", done, of))
         material = Material.of(data, sections, held, seed)
@@ -212,7 +192,7 @@ def pretrain(
             "command": command,
             "learnt": len(pairs),
             "held": material.data.split.how,
-            "notes": few,
+            "notes": [*data.samples.notes, *few],
         }
         return told(folder, base, {**pairs_of(material, data), **others}, made, seed, watch)
 
@@ -242,7 +222,7 @@ def learnt(
     named, glance = moving(pairs, parts), Glance(pairs, held if first else None)
     steps = pretrained(pairs, parts, how, chunk=method.chunk, seed=seed, resume=learning.start)
     begin = 0 if learning.start is None else int(learning.start["step"])
-    curve = read_curve(folder, begin)
+    curve = read_curve(folder / CURVE, begin)
     every, began = max(1, how.steps // GLANCES), time.perf_counter()
     while True:
         try:
@@ -255,34 +235,8 @@ def learnt(
         watch(line(step, named, speed, glance.value), step.number, step.of)
         if first:
             curve.append((step.number, step.loss, glance.value))
-            add_to_curve(folder, curve[-1])
+            add_to_curve(folder / CURVE, curve[-1])
             learning(step)
-
-
-def line(step: Step, named: Mapping[str, Tensor], speed: float, recall: float) -> str:
-    """Loss, temperature, images a second and running recall, as the bar shows them."""
-    temperature = next((float((-one.detach()).exp()) for name, one in named.items() if name.endswith("log_scale")), None)
-    heat = "" if temperature is None else f", temperature {temperature:.3f}"
-    ranked = "" if math.isnan(recall) else f", R@10 {recall:.2f}"
-    return f"loss {step.loss:.3f}{heat}, {speed:.0f} images/s{ranked}"
-
-
-def read_curve(folder: Path, until: int) -> list[tuple[int, float, float]]:
-    """Lines of an earlier process up to the step that is gone on from; the file then holds these."""
-    path = folder / CURVE
-    lines = list(csv.reader(path.open(encoding="utf-8"))) if until and path.is_file() else []
-    kept = [(int(one[0]), float(one[1]), float(one[2])) for one in lines if len(one) == 3 and one[0].isdigit() and int(one[0]) <= until]
-    if ranks.rank() == 0:
-        path.unlink(missing_ok=True)
-        for one in kept:
-            add_to_curve(folder, one)
-    return kept
-
-
-def add_to_curve(folder: Path, line: tuple[int, float, float]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / CURVE).open("a", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerow(line)
 
 
 def belonging(material: Material, asked: Sequence[Objective], base: Encoder, seed: int) -> dict[str, Any]:
@@ -322,7 +276,13 @@ def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], 
         seen=Digests(Store()).of(material.learnt.windowed("").pictures()),
         licence=getattr(getattr(pairs.encoder, "card", None), "licence", "unknown"),
     )
-    encoder_folder.save(made, plain, folder)
+    try:
+        encoder_folder.save(made, plain, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise RunError(
+            f"cannot write to {folder}: {reason.lower()}; what was learnt is kept there: make room and go on with --resume"
+        ) from None
 
 
 def how(asked: Sequence[Objective]) -> str:

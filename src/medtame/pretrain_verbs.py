@@ -43,6 +43,7 @@ def pretrain(
         list[str] | None, typer.Option("--watch", help="NAME=labels.csv: labelled images, measured before and after. May be repeated.")
     ] = None,
     sections: Annotated[str, typer.Option("--sections", help="Of reports, by commas, such as findings,impression. Default: all.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse a shard that cannot be read; else it is skipped and counted.")] = False,
     held: Annotated[float, typer.Option("--held", help="Share of the cases kept aside to measure on.", min=0, max=0.5)] = 0.1,
     keep_every: Annotated[float, typer.Option("--keep-every", help="Seconds after which the state is kept, at most.", min=0)] = 30,
     columns: Annotated[str, typer.Option("--columns", help="Your column names: standard=yours, by commas, such as text=caption.")] = "",
@@ -73,6 +74,7 @@ def pretrain(
                 root=root,
                 window=window,
                 sections=[part.strip() for part in sections.split(",") if part.strip()],
+                strict=strict,
                 held=held,
                 watched=named(watch),
                 seed=seed,

@@ -15,14 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
 from medtame import catalogue, resumed, state
 from medtame.data import manifest, readable, splits
+from medtame.data.given_images import opened_images
 from medtame.data.samples import ManifestSamples
-from medtame.data.series import SeriesPicture
 from medtame.encoders import card as encoder_card
 from medtame.encoders import load as load_encoder
 from medtame.errors import DataError, PairError, RunError
@@ -70,13 +69,15 @@ def load(
     settings: Mapping[str, Any] | None = None,
     window: str = "",
     allow_leakage: bool = False,
+    strict: bool = False,
 ) -> Data:
     """Read a manifest or a folder for a task, with its split. Truth is checked here, once.
 
     `window` is an intensity window by name (`lung`, `brain`, `40/400`, …) for images of more than 8 bits; a run keeps it.
+    `strict` refuses shards that would be left out with a note.
     """
     asked = catalogue.build(catalogue.TASKS, task, settings) if isinstance(task, str) else task
-    samples = manifest.read(path, columns=columns, root=None if root is None else Path(root)).windowed(window)
+    samples = manifest.read(path, columns=columns, root=None if root is None else Path(root), strict=strict).windowed(window)
     samples = asked.usable(samples)
     split = splits.split(samples, allow_leakage=allow_leakage)
     settled = asked.settled(samples.take(split.train))
@@ -237,34 +238,6 @@ def open(folder: str | Path, opener: Callable[[str], Encoder] = encoder) -> Run:
         )
     method = catalogue.build(catalogue.METHODS, about["method"]["name"], about["method"]["settings"])
     return Run(parts["task"], parts["frame"], method, parts["adapted"], parts["encoder"], about)
-
-
-def opened_images(images: Sequence[str | Path] | str | Path) -> ManifestSamples:
-    """Samples from a manifest, or from image files and folders (their images at any depth; DICOM files joined to series).
-
-    Names are as they were given. Raises DataError where none is there, and for a folder without an image.
-    """
-    if isinstance(images, (str, Path)):
-        if manifest.is_manifest(Path(images)):
-            return manifest.read(images)
-        images = [images]
-    absent = [str(image) for image in images if not Path(image).is_file() and not Path(image).is_dir()]
-    if len(absent) == len(images):
-        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        raise DataError(f"there is no file or folder {absent[0]}{more}: correct the path")
-    found = [one for image in images for one in (in_folder(Path(image)) if Path(image).is_dir() else [str(image)])]
-    return ManifestSamples({"image": found}, np.arange(len(found)), Path.cwd())
-
-
-def in_folder(folder: Path) -> list[str | SeriesPicture]:
-    """The images below a folder, named from it as it was given; a DICOM series is one."""
-    whole = folder.absolute()
-    found = manifest.images_below(folder)
-    if not found:
-        raise DataError(f"no image in {folder}: give image files, a folder that holds some, or a manifest")
-    return [
-        str(folder / Path(one).relative_to(whole)) if isinstance(one, str) else replace(one, name=str(folder / one.name)) for one in found
-    ]
 
 
 def fitted(

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medtame.data.given_images import opened_images
 from medtame.data.packed import place_of
 from medtame.data.samples import ManifestSamples
 from medtame.errors import DataError, ImageError, PairError
 from medtame.features import index_folder
 from medtame.features.index import EXACT_UP_TO, QUERIES, Index
 from medtame.learning.paired import mapped
-from medtame.run import RESEARCH_USE, Run, encoder, open, opened_images
+from medtame.run import RESEARCH_USE, Run, encoder, open
 from medtame.strategies.base import Tuned
 from medtame.strategies.direct_use.zero_shot import ZeroShotAdapted
 from medtame.strategies.tuning.linear_maps import LinearMapsAdapted

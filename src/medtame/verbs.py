@@ -16,6 +16,7 @@ from medtame.check import CheckResult
 from medtame.check import check as looked_at
 from medtame.comparison import Comparison, Progress, answer_cost, compare, seen
 from medtame.data import manifest, phantom, readable
+from medtame.data.given_images import opened_images
 from medtame.data.samples import ManifestSamples
 from medtame.data.slices import is_volume
 from medtame.encoders import text_lengths
@@ -23,7 +24,7 @@ from medtame.errors import DataError, MedtameError, PairError, RunError, Stopped
 from medtame.learning.loop import Step
 from medtame.report import files
 from medtame.report.record import finite
-from medtame.run import Data, Run, encoder, load, open, opened_images
+from medtame.run import Data, Run, encoder, load, open
 from medtame.run import adapt as fit
 from medtame.types import Predicted
 
