@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medtame.encoders.blocks import NEAR, NotCalledError, watched
 from medtame.encoders.opened import exchanged
 
-STRINGS_AT_ONCE = 32
+STRINGS_AT_ONCE = 16  # of about one length: what is padded is work for nothing
 SHORT, LONG = "a scan", "a scan of the left lung with a mass, and an effusion on the right side"  # of two lengths, to try a half on
 
 
@@ -116,12 +116,17 @@ class KeptTexts:
 
     def __call__(self, strings: Sequence[str]) -> Tensor:
         """(n, D), unit norm, differentiable in the weights from the block on. A string that occurs twice is made once."""
-        unique = list(dict.fromkeys(strings))
-        rows = [self.tokens[one] for one in unique]
+        unique = sorted(dict.fromkeys(strings), key=lambda one: len(self.tokens[one]))
+        parts = [self._alike(unique[start : start + STRINGS_AT_ONCE]) for start in range(0, len(unique), STRINGS_AT_ONCE)]
+        place = {one: number for number, one in enumerate(unique)}
+        return torch.cat(parts)[torch.tensor([place[one] for one in strings])]
+
+    def _alike(self, strings: Sequence[str]) -> Tensor:
+        """(n, D) of strings of about one length, padded to the longest."""
+        rows = [self.tokens[one] for one in strings]
         mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
         found: Tensor = self.rest(nn.utils.rnn.pad_sequence(rows, batch_first=True), mask)
-        place = {one: number for number, one in enumerate(unique)}
-        return found[torch.tensor([place[one] for one in strings])]
+        return found
 
 
 def embedded(tower: Any, strings: Sequence[str]) -> tuple[Tensor, Tensor]:

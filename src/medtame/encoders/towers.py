@@ -22,7 +22,7 @@ from medtame.errors import EncoderError
 from medtame.types import Picture, Samples
 
 IMAGES_AT_ONCE = 32
-STRINGS_AT_ONCE = 64
+STRINGS_AT_ONCE = 16  # of about one length: what is padded is work for nothing
 PIXEL_MEMORY_BYTES = 512 * 2**20
 
 
