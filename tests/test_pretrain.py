@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import random
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import medtame
+from encoders.made import hf_clip
 from medtame import cli, encoders
 from medtame.encoders import pretrained
 from medtame.errors import DataError, EncoderError, LearningError, PairError, RunError, SettingsError
@@ -388,3 +390,23 @@ def test_a_full_disk_is_one_line_and_what_is_kept_is_gone_on_with(shop, monkeypa
     monkeypatch.setattr(pretrained, "save_file", save)
     small(str(shop), "full", resume=True)
     assert Path("full/weights.safetensors").read_bytes() == Path("whole/weights.safetensors").read_bytes()
+
+
+def test_a_base_that_is_a_folder_is_copied_and_moves_with_it(shop, tmp_path, monkeypatch):
+    """The whole folder on another machine, the first base gone: the same vectors; and it may be continued again."""
+    monkeypatch.setattr(socket.socket, "connect", lambda *given: pytest.fail("a socket was opened"))
+    base = tmp_path / "clip"
+    hf_clip(base)
+    once = {"": {**SETTINGS[""], "steps": 2}}
+    pretrain(shop, f"hf:{base}", out="first", settings=once)
+    samples = medtame.load(shop, "image_text_retrieval").test
+    seen = encoders.load("first").whole(samples), encoders.load("first").texts(["a bright disc"])
+    Path("elsewhere").mkdir()
+    Path("first").rename("elsewhere/first")
+    shutil.rmtree(base)
+    moved = encoders.load("elsewhere/first")
+    assert torch.equal(moved.whole(samples), seen[0])
+    assert torch.equal(moved.texts(["a bright disc"]), seen[1])
+    record = pretrain(shop, "elsewhere/first", out="second", settings=once)
+    assert record["base"]["spec"] == "elsewhere/first"
+    assert not torch.equal(encoders.load("second").whole(samples), seen[0])

@@ -3,7 +3,7 @@
     medtame_encoder.json   the base, the names of both, logit scale and bias, a fingerprint of the tokenizer
     weights.safetensors    the weights that moved: image.NAME, text.NAME
     tokenizer/             the base's tokenizer, where it can be written
-    base/                  the base, where that was a folder; else it is opened by its name
+    base/NAME/             the base, where that was a folder; else it is opened by its name
     seen.txt               SHA-256 of each image that was learnt from, so that none is taken for a test image
     README.md              the card
 
@@ -62,13 +62,14 @@ def save(made: Continued, base: TowerEncoder, folder: Path) -> None:
         place = Path(scratch)
         save_file(tensors, place / WEIGHTS)
         if held is not None:
-            shutil.copytree(held, place / BASE)
+            shutil.copytree(held, place / BASE / held.name)  # identities hold its name
         write_tokenizer(base.text_tower, place / TOKENIZER)
         (place / SEEN).write_text("".join(f"{digest}\n" for digest in sorted(set(made.seen))), encoding="utf-8")
         config = {
             "format": FORMAT,
             "base": made.base if held is None else "",
             "base_family": made.base.partition(":")[0],
+            "base_name": "" if held is None else held.name,
             "base_suffix": "".join(made.base.partition("@")[1:]),
             "base_image_identity": base.image_identity,
             "base_text_identity": base.text_identity,
@@ -172,7 +173,7 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 def based(config: Mapping[str, Any], folder: Path) -> str:
     """The spec of the base: a name, or the copy in the folder."""
-    return config["base"] or f"{config['base_family']}:{folder / BASE}{config['base_suffix']}"
+    return config["base"] or f"{config['base_family']}:{folder / BASE / config['base_name']}{config['base_suffix']}"
 
 
 def read(folder: Path) -> dict[str, Tensor]:
