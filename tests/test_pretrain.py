@@ -27,9 +27,9 @@ from encoders.made import hf_clip
 from medtame import cli, encoders
 from medtame.encoders import pretrained
 from medtame.errors import DataError, EncoderError, LearningError, PairError, RunError, SettingsError
-from medtame.forgetting import aligned, changes, measured, natural_ranks
+from medtame.forgetting import ALIGNMENT, aligned, changes, measured, natural_ranks
 from medtame.learning import ranks
-from medtame.pretrain import objectives, pretrain
+from medtame.pretrain import RECALL, objectives, pretrain
 from pretraining import SETTINGS, small
 from shop import family, written
 
@@ -140,6 +140,7 @@ def dealt_out(shop: Path) -> Path:
 def test_no_step_changes_nothing_and_is_no_benefit(shop):
     record = small(str(shop), "none", settings={"": {**SETTINGS[""], "steps": 0}})
     assert {one["on"] for one in record["changes"]} == {"pairs kept aside", "test pairs"}
+    assert {one["metric"] for one in record["changes"]} == {*RECALL, ALIGNMENT}
     for one in record["changes"]:
         assert one["before"] == pytest.approx(one["after"], abs=1e-3)
     assert record["verdict"].startswith("No measurable benefit")
@@ -410,3 +411,16 @@ def test_a_base_that_is_a_folder_is_copied_and_moves_with_it(shop, tmp_path, mon
     record = pretrain(shop, "elsewhere/first", out="second", settings=once)
     assert record["base"]["spec"] == "elsewhere/first"
     assert not torch.equal(encoders.load("second").whole(samples), seen[0])
+
+
+def test_train_says_what_moves(shop):
+    assert (
+        cli.app(
+            ["pretrain", str(shop), "--encoder", "tiny:vit", "--train", "last:2", "--set", "steps=1", "--out", "two"], standalone_mode=False
+        )
+        is None
+    )
+    blocks = {name.split(".")[2] for name in load_file("two/weights.safetensors") if name.startswith("image.blocks.")}
+    assert blocks == {"1", "2"}
+    with pytest.raises(SettingsError, match="--train takes projections, last, last:BLOCKS, lora or all, not 'all:2'"):
+        cli.app(["pretrain", str(shop), "--encoder", "tiny", "--train", "all:2", "--out", "three"], standalone_mode=False)

@@ -19,6 +19,7 @@ from medtame.run import RESAMPLES, Data, fitted
 from medtame.types import Encoder
 
 METHODS = ("zero_shot", "linear_probe")
+ALIGNMENT = "cosine of own texts minus others"
 PHOTOGRAPHS = (  # of other packages, which are not shipped: file, and what ImageNet calls what is on it
     ("sklearn", "datasets/images/china.jpg", ("palace", "monastery")),
     ("sklearn", "datasets/images/flower.jpg", ("daisy",)),
@@ -105,6 +106,21 @@ def in_package(package: str, place: str) -> Path | None:
     found = find_spec(package)
     paths = [Path(folder) / place for folder in (found.submodule_search_locations or ())] if found is not None else []
     return next((path for path in paths if path.is_file()), None)
+
+
+def alignment(data: Mapping[str, Data], encoder: Encoder, *, seed: int = 0) -> Measured:
+    """`aligned` of the test pairs of each data set, as `measured` gives metrics."""
+    found = {}
+    for name, one in data.items():
+        test = one.task.usable(sides(one, seed)[1])
+        texts, own = np.unique(np.asarray([str(text) for text in test.column("text")], dtype=object), return_inverse=True)
+        groups = np.asarray(test.groups, dtype=str)
+        right = np.zeros((len(test), len(texts)), dtype=bool)
+        for group in np.unique(groups):
+            right[np.ix_(groups == group, np.unique(own[groups == group]))] = True
+        images, words = encoder.whole(test).double().numpy(), encoder.texts(texts.tolist()).double().numpy()
+        found[name, "vectors"] = {ALIGNMENT: aligned(images, words, right)}
+    return found
 
 
 def aligned(images: np.ndarray[Any, Any], texts: np.ndarray[Any, Any], right: np.ndarray[Any, Any]) -> Mean:

@@ -29,7 +29,7 @@ from medtame.encoders import resolved
 from medtame.encoders.towers import Digests
 from medtame.errors import DataError, PairError, RunError, SettingsError
 from medtame.features.store import Store
-from medtame.forgetting import METHODS, Change, changes, measured, natural_ranks, sides
+from medtame.forgetting import METHODS, Change, alignment, changes, measured, natural_ranks, sides
 from medtame.learning import ranks
 from medtame.learning.glance import Glance, add_to_curve, line, read_curve
 from medtame.learning.pairs import Pairs
@@ -314,6 +314,8 @@ def told(folder: Path, base: Encoder, data: Mapping[str, Data], made: dict[str, 
         methods = ("zero_shot",) if name in (KEPT_ASIDE, TEST) else METHODS
         before, after = (measured({name: one}, side, methods, seed=seed) for side in (base, new))
         found += changes(before, after, {name: one}, RECALL if methods == ("zero_shot",) else (), seed=seed)
+    paired = {name: one for name, one in usable.items() if name in (KEPT_ASIDE, TEST)}
+    found += changes(alignment(paired, base, seed=seed), alignment(paired, new, seed=seed), paired, seed=seed)
     photographs = [{**old, "rank_after": now["rank"]} for old, now in zip(natural_ranks(base), natural_ranks(new), strict=True)]
     record: dict[str, Any] = {
         "schema": 1,

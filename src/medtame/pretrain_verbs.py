@@ -22,7 +22,7 @@ def mount(app: typer.Typer) -> None:
     """The verb, on a command line."""
     app.command(
         epilog="Examples:  medtame pretrain cases.csv --columns text=caption,patient=case --out mine   |   "
-        "medtame pretrain notes.csv --objective contrastive --objective captioning=0.5 --set train=last --set steps=200 --out mine   |   "
+        "medtame pretrain notes.csv --objective contrastive --objective captioning=0.5 --train last:2 --set steps=200 --out mine   |   "
         "medtame pretrain cases.csv --watch probes=labels.csv --out mine   |   "
         "torchrun --nproc-per-node 2 -m medtame pretrain cases.csv --out mine   |   then: medtame compare labels.csv --encoder bundled,mine"
     )(pretrain)
@@ -35,6 +35,7 @@ def pretrain(
         list[str] | None,
         typer.Option("--objective", help="contrastive, sigmoid, soft_target, … or NAME=WEIGHT. May be repeated: a weighted sum."),
     ] = None,
+    train: Annotated[str, typer.Option("--train", help="What moves: projections, last, last:3 (blocks), lora, or all.")] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="name=value, such as steps=200 or train=all; captioning.width=64 for one objective.")
     ] = None,
@@ -69,7 +70,7 @@ def pretrain(
                 encoder,
                 weights_of(objective),
                 out=folder,
-                settings=method_settings(settings),
+                settings=with_train(method_settings(settings), train),
                 columns=columns_of(columns),
                 root=root,
                 window=window,
@@ -103,6 +104,15 @@ def weights_of(objectives: list[str] | None) -> dict[str, float]:
         except ValueError:
             raise SettingsError(f"--objective takes NAME or NAME=WEIGHT, such as captioning=0.5, not {text!r}") from None
     return found
+
+
+def with_train(settings: dict[str, dict[str, str]], train: str) -> dict[str, dict[str, str]]:
+    """The settings of all objectives with what `--train` says: a part, or last:BLOCKS."""
+    part, sign, blocks = train.partition(":")
+    if sign and part != "last":
+        raise SettingsError(f"--train takes projections, last, last:BLOCKS, lora or all, not {train!r}")
+    asked = {"train": part} if train else {}
+    return {**settings, "": {**settings.get("", {}), **asked, **({"blocks": blocks} if sign else {})}}
 
 
 def named(watched: list[str] | None) -> dict[str, Path]:
