@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import json
 import multiprocessing
 import random
 import shutil
-import socket
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -19,17 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import medtame
-from encoders.made import hf_clip
 from medtame import cli, encoders
 from medtame.encoders import pretrained
-from medtame.errors import DataError, EncoderError, LearningError, PairError, RunError, SettingsError
-from medtame.forgetting import ALIGNMENT, aligned, changes, measured, natural_ranks
+from medtame.errors import DataError, LearningError
+from medtame.forgetting import ALIGNMENT, RECALL, Parted, aligned, changes, measured, natural_ranks
 from medtame.learning import ranks
-from medtame.pretrain import RECALL, objectives, pretrain
+from medtame.pretrain import pretrain
 from pretraining import SETTINGS, small
 from shop import family, written
 
@@ -118,7 +112,8 @@ def test_what_was_planted_is_learnt_and_only_what_is_true(tmp_path, monkeypatch)
     monkeypatch.setitem(encoders.FAMILIES, "chance", by_chance)
     shop = written(tmp_path / "larger", n=240)
     settings = {"": {"steps": 200, "batch": 64, "learning_rate": 3e-3, "train": "all", "augment": "none"}}
-    data = medtame.load(shop, "image_text_retrieval")
+    loaded = medtame.load(shop, "image_text_retrieval")
+    data = Parted(loaded.train, loaded.test, loaded.task)
     gains = {}
     for name, manifest in (("true", shop), ("dealt out", dealt_out(shop))):
         pretrain(manifest, "chance", out=name, settings=settings, held=0)
@@ -149,7 +144,8 @@ def test_no_step_changes_nothing_and_is_no_benefit(shop):
 
 def test_before_and_after_are_paired(shop):
     """Against itself every difference is 0 with no width; a broken encoder loses on the probe."""
-    data = {"discs": medtame.load(shop, "classification")}
+    loaded = medtame.load(shop, "classification")
+    data = {"discs": Parted(loaded.train, loaded.test, loaded.task)}
     base = encoders.load("tiny")
     torch.manual_seed(0)
     broken = base.changed(image=Noise(base.image_tower), identity="noise")
@@ -261,166 +257,3 @@ def test_one_and_two_processes_have_one_curve(shop):
     one, two = (np.array([point[:2] for point in record["curve"]], dtype=float) for record in (alone, both))
     np.testing.assert_allclose(two, one, atol=1e-4)
     assert one[-1, 1] < one[0, 1]
-
-
-# ---- bad input ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("asked", "error", "words"),
-    [
-        ({"weights": {"linear_probe": 1.0}}, PairError, "linear_probe is no objective of pretraining: these are"),
-        ({"weights": {"contrastive": -1.0}}, SettingsError, "the weight of contrastive is -1: give a number above 0"),
-        ({"settings": {"sigmoid": {"steps": 2}}}, SettingsError, "for an objective that is not asked for: add --objective sigmoid"),
-        ({"settings": {"": {"sides": ("audio",)}}}, SettingsError, "contrastive cannot use sides"),
-    ],
-)
-def test_what_cannot_be_asked_is_one_line(shop, asked, error, words):
-    with pytest.raises(error, match=words.replace("(", r"\(")) as caught:
-        pretrain(shop, "tiny", asked.get("weights"), out="refused", settings=asked.get("settings"))
-    assert "\n" not in str(caught.value)
-    assert not Path("refused").exists() or not list(Path("refused").iterdir())
-
-
-def test_captions_that_are_all_the_same_teach_nothing(shop):
-    pd.read_csv(shop).assign(text="one caption").to_csv(shop, index=False)
-    with pytest.raises(DataError, match="the same text"):
-        pretrain(shop, "tiny", out="same")
-
-
-def test_few_pairs_are_one_batch_and_too_few_are_refused(shop):
-    record = small(str(shop), "few", settings={"": {**SETTINGS[""], "batch": 60, "chunk": 60}})
-    assert record["notes"][-1] == (f"All {record['learnt']} pairs are one batch; batches of 60 were asked for.")
-    pd.read_csv(shop).query("split == 'train'").head(5).to_csv(shop, index=False)
-    with pytest.raises(DataError, match="5 pairs are too few"):
-        small(str(shop), "fewer")
-
-
-def test_a_finished_encoder_is_not_overwritten(shop, made):
-    with pytest.raises(RunError, match="the encoder in made is finished: give a new folder with --out"):
-        small(str(shop), "made", resume=True)
-
-
-def test_weights_of_another_shape_or_kind_are_refused(made):
-    weights = load_file("made/weights.safetensors")
-    name = next(name for name in weights if weights[name].ndim == 2)
-    changed(weights | {name: torch.zeros(2, 3)})
-    with pytest.raises(EncoderError, match=r"\(2, 3\) and its base has one of shape"):
-        encoders.load("made")
-    changed(weights | {"image.no.such": torch.zeros(1)})
-    with pytest.raises(EncoderError, match="its base has no such weight"):
-        encoders.load("made")
-    save_file({"image.x": torch.zeros(1)}, "made/weights.safetensors")
-    with pytest.raises(EncoderError, match="is damaged or of another encoder"):
-        encoders.load("made")
-
-
-def changed(weights) -> None:
-    """Other weights, with a configuration that says they belong there."""
-    save_file(weights, "made/weights.safetensors")
-    config = json.loads(Path("made/medtame_encoder.json").read_text())
-    config["weights_sha256"] = pretrained.sha256(Path("made/weights.safetensors"))
-    Path("made/medtame_encoder.json").write_text(json.dumps(config))
-
-
-def test_a_tokenizer_or_a_base_that_does_not_belong_is_refused(made):
-    config = json.loads(Path("made/medtame_encoder.json").read_text())
-    for key, words in (("tokenizer", "the tokenizer of made does not belong to it"), ("base_image_identity", "its base is now")):
-        Path("made/medtame_encoder.json").write_text(json.dumps(config | {key: "another"}))
-        with pytest.raises(EncoderError, match=words):
-            encoders.load("made")
-
-
-def test_objectives_take_their_own_settings_and_those_of_all():
-    first, second = objectives({"contrastive": 1.0, "soft_target": 0.5}, {"": {"steps": 7}, "soft_target": {"temperature": 0.3}})
-    assert (first.method.steps, second.method.steps, second.method.temperature, second.weight) == (7, 7, 0.3, 0.5)
-
-
-def test_sections_choose_what_of_a_report_is_learnt(shop):
-    table = pd.read_csv(shop)
-    table.assign(text="COMPARISON: none. FINDINGS: " + table["text"]).to_csv(shop, index=False)
-    small(str(shop), "sections", sections=("findings",), settings={"": {**SETTINGS[""], "steps": 1}})
-    assert Path("sections", pretrained.CONFIG).is_file()
-
-
-def test_an_image_of_one_colour_is_learnt_from_without_a_nan(shop):
-    Image.new("L", (40, 48)).save(shop.parent / "images" / "010.png")
-    record = small(str(shop), "flat")
-    assert all(np.isfinite(point[1]) for point in record["curve"])
-
-
-def packed(shop: Path, folder: Path) -> Path:
-    """The training rows as three WebDataset shards, the last of them cut short; a pattern that names them."""
-    folder.mkdir()
-    rows = pd.read_csv(shop).query("split == 'train'")
-    for number, part in enumerate(np.array_split(np.arange(len(rows)), 3)):
-        with tarfile.open(folder / f"pairs-{number}.tar", "w") as archive:
-            for row in rows.iloc[part].itertuples():
-                archive.add(shop.parent / row.image, f"{Path(row.image).stem}.png")
-                words = row.text.encode()
-                member = tarfile.TarInfo(f"{Path(row.image).stem}.txt")
-                member.size = len(words)
-                archive.addfile(member, io.BytesIO(words))
-    last = folder / "pairs-2.tar"
-    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
-    return folder / "pairs-{0..2}.tar"
-
-
-def test_a_broken_shard_is_counted_or_refused(shop):
-    """Pairs stream from archives; one that is cut short is left out with a note, or refused."""
-    shards = packed(shop, Path("shards"))
-    record = small(str(shards), "streamed", settings={"": {**SETTINGS[""], "steps": 2}}, held=0)
-    assert record["learnt"] == 32
-    assert any("1 of 3 shards" in note for note in record["notes"])
-    with pytest.raises(DataError, match="pairs-2"):
-        small(str(shards), "strict", strict=True)
-    assert not Path("strict").exists()
-
-
-def test_a_full_disk_is_one_line_and_what_is_kept_is_gone_on_with(shop, monkeypatch):
-    small(str(shop), "whole")
-    save, calls = pretrained.save_file, []
-
-    def full(tensors, path):
-        calls.append(0)
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(pretrained, "save_file", full)
-    with pytest.raises(RunError, match=r"cannot write to full: no space left on device; .* --resume"):
-        small(str(shop), "full")
-    monkeypatch.setattr(pretrained, "save_file", save)
-    small(str(shop), "full", resume=True)
-    assert Path("full/weights.safetensors").read_bytes() == Path("whole/weights.safetensors").read_bytes()
-
-
-def test_a_base_that_is_a_folder_is_copied_and_moves_with_it(shop, tmp_path, monkeypatch):
-    """The whole folder on another machine, the first base gone: the same vectors; and it may be continued again."""
-    monkeypatch.setattr(socket.socket, "connect", lambda *given: pytest.fail("a socket was opened"))
-    base = tmp_path / "clip"
-    hf_clip(base)
-    once = {"": {**SETTINGS[""], "steps": 2}}
-    pretrain(shop, f"hf:{base}", out="first", settings=once)
-    samples = medtame.load(shop, "image_text_retrieval").test
-    seen = encoders.load("first").whole(samples), encoders.load("first").texts(["a bright disc"])
-    Path("elsewhere").mkdir()
-    Path("first").rename("elsewhere/first")
-    shutil.rmtree(base)
-    moved = encoders.load("elsewhere/first")
-    assert torch.equal(moved.whole(samples), seen[0])
-    assert torch.equal(moved.texts(["a bright disc"]), seen[1])
-    record = pretrain(shop, "elsewhere/first", out="second", settings=once)
-    assert record["base"]["spec"] == "elsewhere/first"
-    assert not torch.equal(encoders.load("second").whole(samples), seen[0])
-
-
-def test_train_says_what_moves(shop):
-    assert (
-        cli.app(
-            ["pretrain", str(shop), "--encoder", "tiny:vit", "--train", "last:2", "--set", "steps=1", "--out", "two"], standalone_mode=False
-        )
-        is None
-    )
-    blocks = {name.split(".")[2] for name in load_file("two/weights.safetensors") if name.startswith("image.blocks.")}
-    assert blocks == {"1", "2"}
-    with pytest.raises(SettingsError, match="--train takes projections, last, last:BLOCKS, lora or all, not 'all:2'"):
-        cli.app(["pretrain", str(shop), "--encoder", "tiny", "--train", "all:2", "--out", "three"], standalone_mode=False)

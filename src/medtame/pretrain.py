@@ -5,7 +5,7 @@ pairs -> objectives -> steps -> an encoder folder -> the same measures before an
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,42 +14,34 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from medtame import catalogue, resumed
-from medtame.data.report_text import chosen
 from medtame.data.samples import ManifestSamples
-from medtame.data.splits import Split
+from medtame.encoders import card as encoder_card
 from medtame.encoders import load as load_encoder
 from medtame.encoders import pretrained as encoder_folder
 from medtame.encoders import resolved
-from medtame.encoders.towers import Digests
-from medtame.errors import DataError, PairError, RunError, SettingsError
-from medtame.features.store import Store
-from medtame.forgetting import METHODS, Change, alignment, changes, measured, natural_ranks, sides
+from medtame.errors import PairError, RunError, SettingsError
+from medtame.forgetting import MADE, pairs_of, told
 from medtame.learning import ranks
 from medtame.learning.glance import Glance, add_to_curve, line, read_curve
 from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import Weighted, moving, pretrained
-from medtame.report import pretraining_page
-from medtame.report.record import finite
-from medtame.run import RESEARCH_USE, Data, encoder, identity, load, threads_of
+from medtame.pairs_at_hand import HELD, Material, in_words, paired_up, readable
+from medtame.run import encoder, identity, load, threads_of
 from medtame.run import threads as limited
+from medtame.state import write_text
 from medtame.strategies.base import Pretrainer
-from medtame.trust.seen_images import seen_rows
-from medtame.types import Array, Encoder, Query
+from medtame.trust.seen_images import contents
+from medtame.types import Encoder
 
 TASK = "image_text_retrieval"
-FEWEST = 8  # pairs
-HELD, MOST_HELD, HELD_OF = 0.1, 500, 40  # a share of the cases is kept aside; at most so many pairs; of so many pairs at least
 GLANCES = 5  # how often recall is looked at while learning
-RECALL = ("recall_at_10_image_to_text", "recall_at_10_text_to_image")
 LARGEST_SCALE = 100.0
+SHARED = {field.name for field in fields(Pretrainer)}  # settings of all objectives
 CURVE = f".{resumed.NAME}.curve"  # beside the state while it is learnt
-KEPT_ASIDE, TEST = "pairs kept aside", "test pairs"
 Progress = Callable[[str, int, int], None]
 
 
@@ -76,61 +68,14 @@ def objectives(weights: Mapping[str, float], settings: Mapping[str, Mapping[str,
             raise PairError(f"{name} is no objective of pretraining: these are {', '.join(known)}")
         if not (math.isfinite(weight) and weight > 0):
             raise SettingsError(f"the weight of {name} is {weight:g}: give a number above 0, such as {name}=0.5")
+        shared = sorted(set(settings.get(name, {})) & SHARED)
+        if shared and len(weights) > 1:
+            raise SettingsError(f"{shared[0]} holds for all objectives of a sum: --set {shared[0]}=… in the place of {name}.{shared[0]}=…")
         made.append(Objective(name, weight, catalogue.build(catalogue.METHODS, name, {**settings.get("", {}), **settings.get(name, {})})))
     stray = sorted(set(settings) - {"", *weights})
     if stray:
         raise SettingsError(f"--set {stray[0]}.… is for an objective that is not asked for: add --objective {stray[0]}")
     return made
-
-
-@dataclass(frozen=True)
-class Material:
-    """Training rows of the manifest, some cases of them kept aside; its test rows are in neither part."""
-
-    data: Data
-
-    @classmethod
-    def of(cls, data: Data, sections: Sequence[str], share: float, seed: int) -> Material:
-        samples = data.train
-        if sections:
-            samples = samples.replaced(text=[chosen(str(text), sections) for text in samples.column("text")])
-        whole = cls(Data(samples, data.task, Split(np.arange(len(samples)), None, "No pair was kept aside.")))
-        if len(samples) < HELD_OF or share == 0:
-            return whole
-        names, of_row = np.unique(np.asarray(samples.groups, dtype=str), return_inverse=True)
-        order = np.random.default_rng((seed, len(names))).permutation(len(names))
-        sizes = np.bincount(of_row)[order].cumsum()
-        count = int((sizes <= min(MOST_HELD, max(2, round(share * len(samples))))).sum())
-        aside = np.isin(of_row, order[: max(1, count)])
-        if len(set(samples.take(np.flatnonzero(aside)).column("text"))) < 2:
-            return whole
-        told = f"{int(aside.sum())} pairs of {max(1, count)} cases were kept aside."
-        return cls(Data(samples, data.task, Split(np.flatnonzero(~aside), np.flatnonzero(aside), told)))
-
-    @property
-    def learnt(self) -> ManifestSamples:
-        return self.data.train
-
-    @property
-    def held(self) -> ManifestSamples | None:
-        return self.data.test
-
-
-def paired_up(samples: ManifestSamples, opened: Encoder, first: Pretrainer, seed: int) -> Pairs:
-    """Pairs of all rows; a text is right for the images of its own case, and for those with the same text. Raises DataError."""
-    texts = [str(text) for text in samples.column("text")]
-    distinct, own = np.unique(np.asarray(texts, dtype=object), return_inverse=True)
-    _, case = np.unique(np.asarray(samples.groups, dtype=str), return_inverse=True)
-    if len(distinct) < 2:
-        raise DataError(f"all {len(texts)} pairs have the same text ({texts[0][:60]!r}): pretraining needs images with different texts")
-    if len(texts) < FEWEST:
-        raise DataError(f"{len(texts)} pairs are too few to tell right texts from wrong ones: give {FEWEST} or more")
-
-    def right(rows: Array, ids: Array) -> Tensor:
-        return torch.from_numpy((case[rows][:, None] == case[rows][None]) | (own[rows][:, None] == ids[None]))
-
-    query = Query(wants="scores", samples=samples.only(("image",)), encoder=opened, source=np.arange(len(texts)))
-    return Pairs.of(query, distinct.tolist(), [(int(k),) for k in own], right, first.moving(seed))
 
 
 def pretrain(
@@ -145,6 +90,7 @@ def pretrain(
     window: str = "",
     sections: Sequence[str] = (),
     strict: bool = False,
+    allow_leakage: bool = False,
     held: float = HELD,
     watched: Mapping[str, str | Path] | None = None,
     seed: int = 0,
@@ -159,20 +105,30 @@ def pretrain(
         weights: objective -> weight in the sum. Default: contrastive alone.
         settings: "" -> settings of all objectives; an objective -> its own.
         sections: of reports, such as findings and impression; the whole text where a report has none of them.
-        strict: refuse shards and pairs that cannot be read, in place of leaving them out with a note.
+        strict: refuse shards and images that cannot be read, in place of leaving them out with a note.
+        allow_leakage: go on although training and test rows share patients or files; recorded.
         held: share of the cases kept aside, on which recall is measured before and after; 0 for none.
         watched: name -> a labelled manifest on which zero-shot and a probe are measured before and after.
         keep_every_seconds: how often the state is kept, at least; a killed run loses at most that.
     """
     folder, started = Path(out), time.perf_counter()
-    asked = objectives(weights or {"contrastive": 1.0}, settings or {})
-    if (folder / encoder_folder.CONFIG).is_file():
+    if seed < 0:
+        raise SettingsError(f"the seed is {seed}: give a whole number from 0 on")
+    asked, first_of_all = objectives(weights or {"contrastive": 1.0}, settings or {}), resolved(spec)
+    finished = (folder / encoder_folder.CONFIG).is_file()
+    if finished and not (resume and (folder / MADE).is_file()):
         raise RunError(f"the encoder in {folder} is finished: give a new folder with --out")
     with ranks.joined():
-        data = load(path, TASK, columns=columns, root=root, window=window, strict=strict)
-        others = {name: load(one, "classification") for name, one in (watched or {}).items()}
-        base = encoder(spec, watch=lambda done, of: watch("encoding images", done, of))
-        material = Material.of(data, sections, held, seed)
+        loaded = load(path, TASK, columns=columns, root=root, window=window, allow_leakage=allow_leakage, strict=strict)
+        data = readable(in_words(loaded, sections), strict=strict, watch=watch)
+        others = {name: load(one, "classification", window=window) for name, one in (watched or {}).items()}
+        base = encoder(first_of_all, watch=lambda done, of: watch("encoding images", done, of))
+        material = Material.of(data, held, seed)
+        measured_on = {**pairs_of(material.data, data), **others}
+        if finished and ranks.rank() > 0:
+            return {}
+        if finished:
+            return told(folder, base, measured_on, json.loads((folder / MADE).read_text(encoding="utf-8")), seed, watch)
         first = asked[0].method
         with limited(threads_of(first)):
             pairs = paired_up(material.learnt, base, first, seed)
@@ -180,21 +136,21 @@ def pretrain(
             belongs = belonging(material, asked, base, seed)
             with kept(folder, belongs, resume=resume, every=keep_every_seconds) as learning:
                 ended, curve = learnt(pairs, parts, first, learning, material.held, folder, seed, watch)
-                seconds = time.perf_counter() - started
                 if ranks.rank() > 0:
                     return {}
-                written(pairs, ended, asked, spec, folder, material)
-        few = [f"All {len(pairs)} pairs are one batch; batches of {first.batch} were asked for."] if len(pairs) < first.batch else []
-        made = {
-            "how": how(asked),
-            "seconds": seconds,
-            "curve": curve,
-            "command": command,
-            "learnt": len(pairs),
-            "held": material.data.split.how,
-            "notes": [*data.samples.notes, *few],
-        }
-        return told(folder, base, {**pairs_of(material, data), **others}, made, seed, watch)
+                batches = f"All {len(pairs)} pairs are one batch; batches of {first.batch} were asked for."
+                made = {
+                    "how": how(asked),
+                    "seconds": time.perf_counter() - started,
+                    "curve": curve,
+                    "command": command,
+                    "learnt": len(pairs),
+                    "held": material.data.split.how,
+                    "notes": [*data.samples.notes, *([batches] if len(pairs) < first.batch else [])],
+                }
+                write_text(folder / MADE, json.dumps(made))
+                written(pairs, ended, asked, first_of_all, folder, material.learnt)
+        return told(folder, base, measured_on, made, seed, watch)
 
 
 def kept(folder: Path, belongs: Mapping[str, Any], *, resume: bool, every: float) -> Any:
@@ -228,6 +184,8 @@ def learnt(
         try:
             step = next(steps)
         except StopIteration as done:
+            if first and curve and curve[-1][0] > begin:
+                learning.write(resumed.State.after(step))  # what is gone on from where the encoder cannot be written
             return done.value, curve
         if step.number % every == 0 or step.number == step.of:
             glance.look()
@@ -254,18 +212,15 @@ def belonging(material: Material, asked: Sequence[Objective], base: Encoder, see
 
 def own(method: Pretrainer) -> dict[str, Any]:
     """Settings that the objective alone has; those of all are the first one's."""
-    shared = {field.name for field in fields(Pretrainer)}
-    return {name: value for name, value in catalogue.settings_of(method).items() if name not in shared}
+    return {name: value for name, value in catalogue.settings_of(method).items() if name not in SHARED}
 
 
-def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], spec: str, folder: Path, material: Material) -> None:
+def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], spec: str, folder: Path, learnt: ManifestSamples) -> None:
     """The encoder's folder; Ctrl-C before its last file leaves the state of the last step."""
     image, text = pairs.values(ended)
-    scale = next(
-        (float(one.exp().clamp(max=LARGEST_SCALE)) for name, one in ended.items() if name.endswith(".log_scale")), pairs.encoder.scale
-    )
-    bias = next((float(ended[f"{one.name}.bias"]) for one in asked if f"{one.name}.bias" in ended), 0.0)
-    plain = load_encoder(spec)
+    scale, bias = heat_of(asked, ended, pairs.encoder)
+    teachers = [getattr(one.method, "teacher", "") for one in asked]
+    cards = [getattr(pairs.encoder, "card", None), *(encoder_card(teacher) for teacher in teachers if teacher)]
     made = encoder_folder.Continued(
         base=resolved(spec),
         how=how(asked),
@@ -273,16 +228,26 @@ def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], 
         text=text,
         scale=scale,
         bias=bias,
-        seen=Digests(Store()).of(material.learnt.windowed("").pictures()),
-        licence=getattr(getattr(pairs.encoder, "card", None), "licence", "unknown"),
+        seen={*contents(learnt), *(digest for one in cards if one is not None for digest in one.seen)},
+        licence=getattr(cards[0], "licence", "unknown"),
     )
     try:
-        encoder_folder.save(made, plain, folder)
+        encoder_folder.save(made, load_encoder(spec), folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(
-            f"cannot write to {folder}: {reason.lower()}; what was learnt is kept there: make room and go on with --resume"
-        ) from None
+        told = "the state of the last step is kept there: make room and go on with --resume"
+        raise RunError(f"cannot write to {folder}: {reason.lower()}; {told}") from None
+
+
+def heat_of(asked: Sequence[Objective], ended: Mapping[str, Tensor], base: Encoder) -> tuple[float, float]:
+    """Logit scale and bias of one objective, the first that has learnt them; else the base's."""
+    start = math.log(min(base.scale, LARGEST_SCALE))
+    for one in asked:
+        learnt = ended.get(f"{one.name}.log_scale")
+        if learnt is not None and not math.isclose(float(learnt), start, abs_tol=1e-6):
+            bias = ended.get(f"{one.name}.bias")
+            return float(learnt.exp().clamp(max=LARGEST_SCALE)), base.bias if bias is None else float(bias)
+    return base.scale, base.bias
 
 
 def how(asked: Sequence[Objective]) -> str:
@@ -290,67 +255,3 @@ def how(asked: Sequence[Objective]) -> str:
     sums = " + ".join(one.name if len(asked) == 1 else f"{one.weight:g} {one.name}" for one in asked)
     first = asked[0].method
     return f"{sums}, {first.train} of {' and '.join(first.sides)}, {first.steps} steps"
-
-
-def pairs_of(material: Material, data: Data) -> dict[str, Data]:
-    """The pairs that recall is measured on: those kept aside, and the manifest's own test part."""
-    found = {KEPT_ASIDE: material.data} if material.held is not None else {}
-    return found | ({TEST: data} if data.test is not None else {})
-
-
-def told(folder: Path, base: Encoder, data: Mapping[str, Data], made: dict[str, Any], seed: int, watch: Progress) -> dict[str, Any]:
-    """The record, with its page and the card of the encoder: what changed on pairs, on labelled images, on photographs."""
-    new = encoder(str(folder), watch=lambda done, of: watch("encoding images anew", done, of))
-    notes, usable = list(made["notes"]), {}
-    for name, one in data.items():
-        rows = seen_rows(new, sides(one, seed)[1])
-        if rows:
-            notes.append(f"{name} was left out: {len(rows)} of its test images were learnt from.")
-        else:
-            usable[name] = one
-    found: list[Change] = []
-    for number, (name, one) in enumerate(usable.items()):
-        watch(f"measuring {name} before and after", number, len(usable))
-        methods = ("zero_shot",) if name in (KEPT_ASIDE, TEST) else METHODS
-        before, after = (measured({name: one}, side, methods, seed=seed) for side in (base, new))
-        found += changes(before, after, {name: one}, RECALL if methods == ("zero_shot",) else (), seed=seed)
-    paired = {name: one for name, one in usable.items() if name in (KEPT_ASIDE, TEST)}
-    found += changes(alignment(paired, base, seed=seed), alignment(paired, new, seed=seed), paired, seed=seed)
-    photographs = [{**old, "rank_after": now["rank"]} for old, now in zip(natural_ranks(base), natural_ranks(new), strict=True)]
-    record: dict[str, Any] = {
-        "schema": 1,
-        "encoder": str(folder.absolute()),
-        "base": {
-            **identity(base),
-            "spec_shown": base.spec if encoder_folder.folder_of(resolved(base.spec)) is None else "a folder, copied",
-        },
-        "licence": getattr(getattr(base, "card", None), "licence", "unknown"),
-        "fingerprint": fingerprint(new),
-        **made,
-        "changes": [one.json() for one in found],
-        "natural": photographs,
-        "verdict": verdict(found),
-        "notes": notes,
-        "use": RESEARCH_USE,
-    }
-    record = finite(record)
-    pretraining_page.write(record, folder)
-    return record
-
-
-def verdict(found: Sequence[Change]) -> str:
-    """Whether it helped, in a sentence: by recall of texts on the manifest's test pairs, else on those kept aside."""
-    one = next((each for name in (TEST, KEPT_ASIDE) for each in found if each.on == name), None)
-    if one is None:
-        return "Nothing was kept aside, so nothing says whether it helped."
-    told = (
-        f"recall at 10 of an image's texts on {one.n} {one.on}: {one.before:.3f} before, {one.after:.3f} after, difference {one.gain:+.3f}"
-    )
-    words = "It helped" if one.low > 0 else "It did harm" if one.high < 0 else "No measurable benefit"
-    return f"{words}: {told} [{one.low:+.3f}, {one.high:+.3f}]."
-
-
-def fingerprint(new: Encoder) -> str:
-    """Of all images that were learnt from, in any order."""
-    seen = sorted(getattr(getattr(new, "card", None), "seen", ()))
-    return hashlib.sha256("".join(seen).encode()).hexdigest()[:16]

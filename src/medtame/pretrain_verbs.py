@@ -22,7 +22,7 @@ def mount(app: typer.Typer) -> None:
     """The verb, on a command line."""
     app.command(
         epilog="Examples:  medtame pretrain cases.csv --columns text=caption,patient=case --out mine   |   "
-        "medtame pretrain notes.csv --objective contrastive --objective captioning=0.5 --train last:2 --set steps=200 --out mine   |   "
+        "medtame pretrain notes.csv --objective contrastive --objective sigmoid=0.5 --train last:2 --set steps=200 --out mine   |   "
         "medtame pretrain cases.csv --watch probes=labels.csv --out mine   |   "
         "torchrun --nproc-per-node 2 -m medtame pretrain cases.csv --out mine   |   then: medtame compare labels.csv --encoder bundled,mine"
     )(pretrain)
@@ -45,12 +45,15 @@ def pretrain(
     ] = None,
     sections: Annotated[str, typer.Option("--sections", help="Of reports, by commas, such as findings,impression. Default: all.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a shard that cannot be read; else it is skipped and counted.")] = False,
+    allow_leakage: Annotated[
+        bool, typer.Option("--allow-leakage", help="Go on although training and test rows share patients or files; recorded.")
+    ] = False,
     held: Annotated[float, typer.Option("--held", help="Share of the cases kept aside to measure on.", min=0, max=0.5)] = 0.1,
     keep_every: Annotated[float, typer.Option("--keep-every", help="Seconds after which the state is kept, at most.", min=0)] = 30,
     columns: Annotated[str, typer.Option("--columns", help="Your column names: standard=yours, by commas, such as text=caption.")] = "",
     root: Annotated[Path | None, typer.Option("--root", help="Relative paths start here. Default: the manifest's folder.")] = None,
     window: Annotated[str, typer.Option("--window", help="Intensities: lung, brain, bone, …, or 40/400 (centre/width).")] = "",
-    seed: Annotated[int, typer.Option("--seed", help="Order, pairs kept aside, first weights.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Order, pairs kept aside, first weights.", min=0)] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --out holds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output; progress stays on standard error.")] = False,
 ) -> None:
@@ -76,6 +79,7 @@ def pretrain(
                 window=window,
                 sections=[part.strip() for part in sections.split(",") if part.strip()],
                 strict=strict,
+                allow_leakage=allow_leakage,
                 held=held,
                 watched=named(watch),
                 seed=seed,
@@ -99,6 +103,8 @@ def weights_of(objectives: list[str] | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in objectives or ["contrastive"]:
         name, sign, weight = (part.strip() for part in text.partition("="))
+        if name in found:
+            raise SettingsError(f"--objective {name} is given twice: give it once, with one weight")
         try:
             found[name] = float(weight) if sign else 1.0
         except ValueError:

@@ -103,9 +103,9 @@ def folds(
 
     Fewer folds, with a note, where there are fewer groups. Raises DataError where there is only one group.
     """
-    joined = _joined(samples, alike)
+    together = joined(samples, alike)
     strata = np.array(["" if label is None else str(label) for label in (labels if labels is not None else [None] * len(samples))])
-    different, commonest = len(np.unique(joined)), max(Counter(strata.tolist()).values(), default=0)
+    different, commonest = len(np.unique(together)), max(Counter(strata.tolist()).values(), default=0)
     count = min(k, different, commonest)
     if different < 2:
         raise DataError(f"{len(samples)} rows in {different} group(s) make no folds: give at least two groups, or a column 'split'")
@@ -115,7 +115,7 @@ def folds(
     maker = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a label with fewer rows than folds; said below
-        parts = [(train, test) for train, test in maker.split(np.zeros(len(samples)), strata, joined) if len(train) and len(test)]
+        parts = [(train, test) for train, test in maker.split(np.zeros(len(samples)), strata, together) if len(train) and len(test)]
     rare = sorted(label for label, held in Counter(strata.tolist()).items() if held < count and label)
     if rare:
         notes.append(f"Fewer rows than folds, so missing from some: {', '.join(map(repr, rare))}.")
@@ -194,7 +194,7 @@ def _leaks(samples: ManifestSamples, train: Array, test: Array) -> list[str]:
     return found
 
 
-def _joined(samples: ManifestSamples, alike: Array | None = None) -> Array:
+def joined(samples: ManifestSamples, alike: Array | None = None) -> Array:
     """(N,) numbers of groups, those that hold copies of one file, or rows that are alike, taken as one."""
     column = next((name for name in ("fixed", "image") if name in samples), None)
     contents = _contents(samples, [column] if column else [])

@@ -88,6 +88,8 @@ def _whole(spec: str, opened: Callable[[], Made]) -> Made:
 
 def resolved(spec: str) -> str:
     """The spec with its family, which a short name or a bare folder stands for. Raises UnknownNameError, EncoderError."""
+    if spec.endswith(DENSE):
+        return resolved(spec.removesuffix(DENSE)) + DENSE
     if _named_in_full(spec):
         return spec
     name, suffix = spec.removesuffix(WHOLE), WHOLE if spec.endswith(WHOLE) else ""

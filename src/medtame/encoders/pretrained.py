@@ -7,7 +7,7 @@
     seen.txt               SHA-256 of each image that was learnt from, so that none is taken for a test image
     README.md              the card
 
-No pickle, no code: nothing in the folder is run.
+No code: nothing in the folder is run, and no pickle is written.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def save(made: Continued, base: TowerEncoder, folder: Path) -> None:
         place = Path(scratch)
         save_file(tensors, place / WEIGHTS)
         if held is not None:
-            shutil.copytree(held, place / BASE / held.name)  # identities hold its name
+            shutil.copytree(held, place / BASE / held.name, ignore=needless)  # identities hold its name
         write_tokenizer(base.text_tower, place / TOKENIZER)
         (place / SEEN).write_text("".join(f"{digest}\n" for digest in sorted(set(made.seen))), encoding="utf-8")
         config = {
@@ -89,6 +89,14 @@ def save(made: Continued, base: TowerEncoder, folder: Path) -> None:
                 shutil.rmtree(target)
             part.chmod(0o755 if part.is_dir() else 0o644)
             part.replace(target)
+
+
+def needless(folder: str, names: list[str]) -> set[str]:
+    """What an encoder is not made of: hidden files, code, states of optimisers, and pickles where the weights are there without."""
+    plain = any(name.endswith(".safetensors") for name in names)
+    endings = (".py", ".pyc", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", *((".bin",) if plain else ()))
+    bundled = any(name.startswith("efficientnet") for name in names)  # whose own weights are a .pth, read without code
+    return {name for name in names if name.startswith((".", "checkpoint-")) or (name.endswith(endings) and not bundled)}
 
 
 def folder_of(spec: str) -> Path | None:

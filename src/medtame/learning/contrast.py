@@ -26,6 +26,12 @@ def info_nce(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tens
     return both_ways(scale * images @ texts.T, same)
 
 
+def bounded(log_scale: Tensor) -> Tensor:
+    """Exp of it, at most LARGEST_SCALE; the gradient is that of exp, so that what stands at the bound can come down again."""
+    scale = log_scale.exp()
+    return scale + (scale.clamp(max=LARGEST_SCALE) - scale).detach()
+
+
 @dataclass(frozen=True)
 class Contrast:
     """`info_nce` of some pairs with a temperature that moves, from the encoder's own."""
@@ -35,11 +41,11 @@ class Contrast:
 
     @classmethod
     def of(cls, pairs: Pairs) -> Contrast:
-        return cls(pairs, torch.tensor(math.log(pairs.encoder.scale)))
+        return cls(pairs, torch.tensor(math.log(min(pairs.encoder.scale, LARGEST_SCALE))))
 
     @property
     def scale(self) -> Tensor:
-        return self.log_scale.exp().clamp(max=LARGEST_SCALE)
+        return bounded(self.log_scale)
 
     def __call__(self, images: Tensor, texts: Tensor, draws: Tensor) -> Tensor:
         """() of unit images (n, D) and texts (n, D) of draws (n,)."""

@@ -38,7 +38,9 @@ class Glance:
             parts = torch.arange(len(self.held)).split(32)  # type: ignore[no-untyped-call]
             images = torch.cat([side(part)[0] for part in parts])
             scores = images @ self.pairs.see_texts(texts.tolist()).T
-        rank = first_ranks(scores.double().numpy(), own[:, None] == np.arange(len(texts))[None])
+        case = np.asarray(self.held.groups, dtype=str)
+        right = (case[:, None] == case[None]) @ (own[:, None] == np.arange(len(texts))[None])
+        rank = first_ranks(scores.double().numpy(), right)
         self.value = float((rank <= 10).mean())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -133,6 +134,12 @@ class Pairs:
 
         return cls.of(problem.query, [prompts[0] for prompts in problem.query.wanted.prompts], choices, right, moving)
 
+    @cached_property
+    def first_alike(self) -> Array:
+        """(C,) of each text the number of the first with the same words: marks that differed are gone."""
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(one, number) for number, one in enumerate(self.strings)])
+
     def __len__(self) -> int:
         return len(self.choices)
 
@@ -153,7 +160,9 @@ class Pairs:
 
     def same(self, draws: Tensor) -> Tensor:
         """(n, n) bool: whether the text of draw j is right for the image of draw i."""
-        return self.right(*self.drawn(draws))
+        rows, ids = self.drawn(draws)
+        alike = torch.as_tensor(self.first_alike[ids])
+        return self.right(rows, ids) | (alike[:, None] == alike[None])
 
     def said(self, draws: Tensor) -> list[str]:
         """The words of some draws: a text, or some of its sentences in their order."""

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from medtame.data.images import FilePicture
+from medtame.data.packed import PackedPicture
 from medtame.data.samples import ManifestSamples
+from medtame.data.series import SeriesPicture
 from medtame.data.splits import Split
-from medtame.encoders.towers import Digests
 from medtame.errors import DataError
-from medtame.types import Encoder, Samples
+from medtame.types import Encoder, Picture, Samples
 
 COLUMNS = ("image", "fixed", "moving")
+
+
+def contents(samples: ManifestSamples, column: str = "image") -> list[str]:
+    """SHA-256 of the bytes of each row's file, however it is read: of a series of its files, of a picture in no file of its numbers."""
+    return [content(picture) for picture in samples.windowed("").pictures(column)]
+
+
+def content(picture: Picture) -> str:
+    """Raises ImageError."""
+    if isinstance(picture, PackedPicture):
+        return picture.content_hash()
+    paths = picture.paths if isinstance(picture, SeriesPicture) else (picture.path,) if isinstance(picture, FilePicture) else ()
+    if not paths:
+        return picture.digest()
+    try:
+        hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    except OSError:
+        return picture.digest()  # says what is wrong
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
 def seen_rows(encoder: Encoder, samples: Samples) -> list[int]:
@@ -16,10 +39,8 @@ def seen_rows(encoder: Encoder, samples: Samples) -> list[int]:
     seen: frozenset[str] = getattr(getattr(encoder, "card", None), "seen", frozenset())
     if not seen or not isinstance(samples, ManifestSamples):
         return []
-    plain, rows = samples.windowed(""), set[int]()
-    for column in (name for name in COLUMNS if name in samples):
-        rows |= {row for row, digest in enumerate(Digests().of(plain.pictures(column))) if digest in seen}
-    return sorted(rows)
+    found = [contents(samples, column) for column in COLUMNS if column in samples]
+    return [row for row in range(len(samples)) if any(one[row] in seen for one in found)]
 
 
 def refuse_seen(encoder: Encoder, samples: Samples) -> None:

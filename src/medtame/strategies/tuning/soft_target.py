@@ -10,11 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from medtame.learning.contrast import LARGEST_SCALE, bounded
 from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import IMAGES, TEXTS, Part, Seen
 from medtame.strategies.base import Pretrainer
-
-LARGEST_SCALE = 100.0
 
 
 def softened(images: Tensor, texts: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
@@ -37,12 +36,12 @@ class SoftTarget(Pretrainer):
     temperature: Annotated[float, Field(gt=0)] = 0.1
 
     def part(self, pairs: Pairs) -> Part:
-        log_scale = torch.tensor(math.log(pairs.encoder.scale))
+        log_scale = torch.tensor(math.log(min(pairs.encoder.scale, LARGEST_SCALE)))
 
         def across(seen: Seen, draws: Tensor) -> Tensor:
             with torch.no_grad():
                 frozen = pairs.encoder.texts(pairs.said(draws))
             targets = (frozen @ frozen.T / self.temperature).softmax(1)
-            return softened(seen[IMAGES], seen[TEXTS], targets, log_scale.exp().clamp(max=LARGEST_SCALE))
+            return softened(seen[IMAGES], seen[TEXTS], targets, bounded(log_scale))
 
         return Part(reads=frozenset({IMAGES, TEXTS}), across=across, named={"log_scale": log_scale})
