@@ -32,11 +32,13 @@ def sorted_products(rows: np.ndarray, asked: np.ndarray, count: int) -> tuple[np
     return order, np.take_along_axis(products, order, 1)
 
 
-@pytest.fixture(params=[True, False], ids=["16 bits", "32 bits"])
+@pytest.fixture(params=[(True, 1), (False, 1), (True, 100)], ids=["16 bits", "32 bits", "few queries"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(searching, "fast_16_bits", lambda: request.param)
-    monkeypatch.setattr(search_lists, "fast_16_bits", lambda: request.param)
-    return bool(request.param)
+    rounded, few = request.param
+    monkeypatch.setattr(searching, "FEW", few)
+    monkeypatch.setattr(searching, "fast_16_bits", lambda: rounded)
+    monkeypatch.setattr(search_lists, "fast_16_bits", lambda: rounded)
+    return bool(rounded)
 
 
 @pytest.mark.usefixtures("precision")
