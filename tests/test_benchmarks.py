@@ -17,7 +17,7 @@ from torch import nn
 
 from medtame.encoders import bundled
 from medtame.errors import MissingExtraError
-from medtame.features import engines
+from medtame.features import engines, search_lists
 
 ISSUE = {  # name: goal
     "encode_vit_b32_batch8": 1.8,
@@ -319,8 +319,8 @@ def test_the_search_finds_what_a_product_with_all_rows_finds_or_fails(of: Callab
     assert (found[:24], goal) == ("ok: recall@10 1.0000 (ex", 15.0)
     monkeypatch.setattr("medtame.features.index.EXACT_UP_TO", 1000)
     assert checked(search.nearest(4000, 50.0, asked=20))[0].startswith("ok: recall@10 ")
-    monkeypatch.setattr(search.searching, "by_signs", lambda bank, asked, count, depth: search.searching.exact(bank, -asked, count))
-    monkeypatch.setattr(search.searching, "deepened", lambda bank, queries, own: (search.searching.Depth(50, 20), [1.0]))
+    monkeypatch.setattr(search, "by_lists", lambda listed, asked, count, depth: search.exact(listed.bank, -asked, count))
+    monkeypatch.setattr(search, "deepened", lambda listed, queries, own: (search_lists.Depth(50, 20), [1.0]))
     assert checked(search.nearest(4000, 50.0, asked=20))[0].startswith("failed: recall@10 0.0")
 
 

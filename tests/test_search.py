@@ -23,7 +23,7 @@ from medtame.errors import DataError
 from medtame.features import index_folder
 from medtame.features.index import Index
 from medtame.features.searching import exact
-from medtame.misfits import misfits, standing
+from medtame.misfits import described, misfits, standing, without_hubs
 from shop import family, written
 
 IDENTITY = {"spec": "a", "image_identity": "a", "text_identity": "t"}
@@ -135,6 +135,30 @@ def test_standing_is_in_standard_deviations_of_other_cases() -> None:
     assert found[0, 0] == pytest.approx((3 - 1) / 1)  # over 0 and 2; the other caption of its case does not count
     assert found[1, 0] == 0  # all others alike: nothing is known
     assert found[2, 1] == pytest.approx((4 - 4 / 3) / np.std([2, 1, 1]))
+
+
+def test_hubs_lose_what_they_have_with_all_others() -> None:
+    scores = np.array([[5.0, 1, 2], [7, 2, 3], [9, 0, 4]])
+    other = ~np.eye(3, dtype=bool)
+    found = without_hubs(scores, other)  # of three rows the largest one other is a row's neighbour
+    rows, columns = np.array([2.0, 7, 9]), np.array([9.0, 1, 3])
+    np.testing.assert_allclose(found, 2 * scores - rows[:, None] - columns)
+    np.testing.assert_allclose(without_hubs(scores, np.zeros((3, 3), dtype=bool)), 2 * scores)
+
+
+def test_words_and_vectors_have_the_same_part_in_a_text() -> None:
+    texts = ["a bright disc on the left", "a dark disc on the right", "a bright disc on the right", "nothing on the left"] * 3
+    found = described(texts, tiny_encoder()).numpy()
+    width = tiny_encoder().texts(texts).shape[1]
+    variances = [float((side**2).sum(1).mean()) for side in (found[:, :width], found[:, width:])]
+    np.testing.assert_allclose(variances, [1, 1], atol=1e-6)
+    np.testing.assert_allclose(found.mean(0), 0, atol=1e-9)
+    words = found[:, width:] @ found[:, width:].T
+    assert words[0, 2] > words[0, 1]
+    assert words[0, 2] > words[0, 3]
+    np.testing.assert_allclose(words[:4, :4], words[4:8, 4:8], atol=1e-9)
+    alone = ["bright", "dark", "nothing"]
+    np.testing.assert_allclose(described(alone, tiny_encoder()).numpy(), tiny_encoder().texts(alone).double().numpy())
 
 
 @pytest.fixture

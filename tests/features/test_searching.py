@@ -32,11 +32,13 @@ def sorted_products(rows: np.ndarray, asked: np.ndarray, count: int) -> tuple[np
     return order, np.take_along_axis(products, order, 1)
 
 
-@pytest.fixture(params=[True, False], ids=["16 bits", "32 bits"])
+@pytest.fixture(params=[(True, 1), (False, 1), (True, 100)], ids=["16 bits", "32 bits", "few queries"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(searching, "fast_16_bits", lambda: request.param)
-    monkeypatch.setattr(search_lists, "fast_16_bits", lambda: request.param)
-    return bool(request.param)
+    rounded, few = request.param
+    monkeypatch.setattr(searching, "FEW", few)
+    monkeypatch.setattr(searching, "fast_16_bits", lambda: rounded)
+    monkeypatch.setattr(search_lists, "fast_16_bits", lambda: rounded)
+    return bool(rounded)
 
 
 @pytest.mark.usefixtures("precision")
@@ -162,6 +164,9 @@ def test_lists_find_planted_neighbours_alone_and_together_and_a_shallow_look_is_
     chosen = np.arange(0, 6000, 2)
     some = by_lists(bank, torch.from_numpy(queries), 10, depth, chosen)
     assert not (some.rows % 2).any()
+    few = np.arange(5, 6000, 250)
+    all_of_them = by_lists(bank, torch.from_numpy(queries[:3]), 40, depth, few)
+    np.testing.assert_array_equal(np.sort(all_of_them.rows), np.tile(few, (3, 1)))
     near = sorted_products(rows[chosen], queries, 10)[0]
     assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(some.rows.tolist(), chosen[near].tolist(), strict=True)]) >= 0.98
 

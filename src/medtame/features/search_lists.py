@@ -161,7 +161,7 @@ def by_lists(listed: Listed, asked: Tensor, count: int, depth: Depth, chosen: Ar
     count = min(count, size)
     rows, cosines = np.empty((len(asked), count), dtype=np.int64), np.empty((len(asked), count), dtype=np.float32)
     room = torch.empty(0)
-    for query, (vector, words, numbers, bits) in enumerate(near(listed, asked.float(), max(depth.by_bits, count), chosen)):
+    for query, (vector, words, numbers, bits) in enumerate(near(listed, asked.float(), max(depth.by_bits, count), chosen, count)):
         kept = max(count, depth.by_rows)
         if kept < len(numbers):
             numbers = numbers[np.argpartition(apart(bits, words), kept - 1)[:kept]]
@@ -174,13 +174,18 @@ def by_lists(listed: Listed, asked: Tensor, count: int, depth: Depth, chosen: Ar
     return Found(rows, cosines)
 
 
-def near(listed: Listed, asked: Tensor, by_bits: int, chosen: Array | None) -> Iterator[tuple[Tensor, Array, Array, Array]]:
-    """For each of `asked` (Q, D): itself, its words (W,), and the numbers (m,) and words (m, W) of the rows in lists that are near."""
+def near(
+    listed: Listed, asked: Tensor, by_bits: int, chosen: Array | None = None, count: int = 1
+) -> Iterator[tuple[Tensor, Array, Array, Array]]:
+    """For each of `asked` (Q, D): itself, its words (W,), and the numbers (m,) and words (m, W) of the rows in lists that are near.
+
+    m is at least `count`, where so many are chosen.
+    """
     allowed, wanted = None, [(listed.sizes(), min(by_bits, len(listed)))]
     if chosen is not None:
         allowed = np.zeros(len(listed), dtype=bool)
         allowed[chosen] = True
-        wanted.append((listed.sizes(allowed), max(1, -(-by_bits * len(chosen) // len(listed)))))
+        wanted.append((listed.sizes(allowed), min(len(chosen), max(count, -(-by_bits * len(chosen) // len(listed))))))
     edges = [part.edges.tolist() for part in listed.lists]
     for some in torch.split(asked, ASKED_AT_ONCE):
         words = listed.frame.words(some)
@@ -239,7 +244,7 @@ def deepened(listed: Listed, queries: Sequence[Tensor], own: Array) -> tuple[Dep
             return depth, recalls
         if depth.by_bits > len(listed) // 4:
             return None, recalls
-        looked_at = [[numbers for _, _, numbers, _ in near(listed, asked, depth.by_bits, None)] for asked in queries]
+        looked_at = [[numbers for _, _, numbers, _ in near(listed, asked, depth.by_bits)] for asked in queries]
         held = [share_of(one, right, mine) for one, right, mine in zip(looked_at, truth, owns, strict=True)]
         wider = min(held) < (1 + DEEPENED_TO) / 2 or depth.by_rows >= depth.by_bits
         depth = Depth(2 * depth.by_bits, depth.by_rows) if wider else Depth(depth.by_bits, 2 * depth.by_rows)

@@ -15,7 +15,7 @@ from medtame.types import Array
 
 ROWS_AT_ONCE = 16_384
 ASKED_AT_ONCE = 256
-FEW = 4  # queries; with fewer a product in single precision is faster, of so few rows at once that they stay in the cache
+FEW = 12  # queries; with fewer a product in single precision is faster, of so few rows at once that they stay in the cache
 FEW_ROWS = 512
 MOST_CANDIDATES = 256  # a query and block; where 16 bits leave more, the block is worked out in single precision
 ROUNDED = 2.0**-8 * 2 + 1e-3  # how far a cosine may be off where rows are rounded, small numbers clumsily, and the product, too
