@@ -336,7 +336,7 @@ def test_nearly_equal_images_stay_in_one_fold(tmp_path, monkeypatch):
         Image.fromarray(pixels).save(table.parent / "images" / f"{number:03d}.png")
         Image.fromarray(pixels).resize((150, 150)).save(table.parent / "images" / f"{number + 6:03d}.png")
     data = medtame.load(table)
-    _, alike = looked_at(data, lambda what, done, of: None)
+    _, alike = looked_at(data, [], lambda what, done, of: None)
     asked = settled(data, medtame.encoder("tiny"), METHODS, (4,), 2, "standard", 10, 0, {})
     for number in range(0, 60, 12):
         assert alike[number] == alike[number + 6]

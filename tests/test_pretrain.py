@@ -21,7 +21,7 @@ import medtame
 from medtame import cli, encoders
 from medtame.encoders import pretrained
 from medtame.errors import DataError, LearningError
-from medtame.forgetting import ALIGNMENT, RECALL, Parted, aligned, changes, measured, natural_ranks
+from medtame.forgetting import ALIGNMENT, MADE, RECALL, Parted, aligned, changes, measured, natural_ranks
 from medtame.learning import ranks
 from medtame.pretrain import pretrain
 from pretraining import SETTINGS, small
@@ -199,6 +199,8 @@ def killed_often(shop: Path, kills: int, seed: int) -> None:
     numbers = iter(f"killed-{number}" for number in range(1000))
     out = next(numbers)
     while True:
+        if Path(out, "report.html").is_file() and not Path(out, MADE).exists():
+            out = next(numbers)  # killed after its last file
         process = begun(out)
         process.join(None if kills == 0 else moments.uniform(0.1, 1.1) * long)
         if process.is_alive():

@@ -108,6 +108,7 @@ def asked_to_stop(self, *more):
         os.kill(os.getpid(), signal.SIGINT)  # before the weights of this step have moved
     stepped(self, *more)
 Descent.stepped = asked_to_stop
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process of a shell ignores it
 sys.argv = ["medtame", *{words!r}]
 cli.main()
 """
