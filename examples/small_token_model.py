@@ -61,8 +61,10 @@ def save_tokenizer(folder: Path, texts: list[str]) -> int:
     """A byte-pair vocabulary of the texts, in CLIP's files; returns its size."""
     words = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>", continuing_subword_prefix=""))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=WORDS - 2, end_of_word_suffix="</w>", show_progress=False)
-    words.train_from_iterator([text.lower() for text in texts], trainer)
+    lower = [text.lower() for text in texts]
+    ends = [f"{letter}</w>" for letter in sorted(set("".join(lower))) if not letter.isspace()]  # numbered here: else by chance
+    trainer = trainers.BpeTrainer(vocab_size=WORDS - 2, end_of_word_suffix="</w>", show_progress=False, special_tokens=ends)
+    words.train_from_iterator(lower, trainer)
     made = json.loads(words.to_str())["model"]
     vocabulary = made["vocab"] | {"<|startoftext|>": len(made["vocab"]), "<|endoftext|>": len(made["vocab"]) + 1}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in made["merges"]]

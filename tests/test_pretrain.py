@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import medtame
@@ -24,6 +25,7 @@ from medtame.errors import DataError, LearningError
 from medtame.forgetting import ALIGNMENT, MADE, RECALL, Parted, aligned, changes, measured, natural_ranks
 from medtame.learning import ranks
 from medtame.pretrain import pretrain
+from medtame.trust.seen_images import seen_rows
 from pretraining import SETTINGS, small
 from shop import family, written
 
@@ -93,6 +95,19 @@ def test_an_image_that_it_has_seen_is_no_test_image(shop, made):
     run = medtame.adapt(medtame.load(written(Path("third"), n=24, seed=8), "classification"), medtame.encoder("made"), method="zero_shot")
     with pytest.raises(DataError, match="a number on them says nothing"):
         run.evaluate(data.test)
+
+
+def test_a_copy_that_was_saved_again_is_no_test_image(shop, made):
+    """Flipped and of another size: found by its signs. Another file of the same pixels: by these. Neighbours are not taken for copies."""
+    learnt = medtame.load(shop, "image_text_retrieval").train
+    other = written(Path("resaved"), n=24, seed=9)
+    encoder = medtame.encoder("made")
+    assert seen_rows(encoder, medtame.load(other, "classification").samples) == []
+    first, second = (Image.open(shop.parent / name) for name in learnt.column("image")[:2])
+    first.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((96, 96), Image.Resampling.BICUBIC).save(other.parent / "images" / "003.png")
+    second.save(other.parent / "images" / "005.png", compress_level=0)
+    assert seen_rows(encoder, medtame.load(other, "classification").samples) == [3, 5]
+    assert seen_rows(encoder, medtame.load(other, "classification").samples, copies=False) == []
 
 
 def by_chance(rest: str):

@@ -26,6 +26,7 @@ from medtame.encoders import resolved
 from medtame.errors import PairError, RunError, SettingsError
 from medtame.forgetting import MADE, pairs_of, told
 from medtame.learning import ranks
+from medtame.learning.contrast import heat_learnt
 from medtame.learning.glance import Glance, add_to_curve, line, read_curve
 from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import Weighted, moving, pretrained
@@ -34,12 +35,11 @@ from medtame.run import encoder, identity, load, threads_of
 from medtame.run import threads as limited
 from medtame.state import write_text
 from medtame.strategies.base import Pretrainer
-from medtame.trust.seen_images import contents
+from medtame.trust.seen_images import marks
 from medtame.types import Encoder
 
 TASK = "image_text_retrieval"
 GLANCES = 5  # how often recall is looked at while learning
-LARGEST_SCALE = 100.0
 SHARED = {field.name for field in fields(Pretrainer)}  # settings of all objectives
 CURVE = f".{resumed.NAME}.curve"  # beside the state while it is learnt
 Progress = Callable[[str, int, int], None]
@@ -228,7 +228,7 @@ def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], 
         text=text,
         scale=scale,
         bias=bias,
-        seen={*contents(learnt), *(digest for one in cards if one is not None for digest in one.seen)},
+        seen={*marks(learnt), *(digest for one in cards if one is not None for digest in one.seen)},
         licence=getattr(cards[0], "licence", "unknown"),
     )
     try:
@@ -241,13 +241,8 @@ def written(pairs: Pairs, ended: dict[str, Tensor], asked: Sequence[Objective], 
 
 def heat_of(asked: Sequence[Objective], ended: Mapping[str, Tensor], base: Encoder) -> tuple[float, float]:
     """Logit scale and bias of one objective, the first that has learnt them; else the base's."""
-    start = math.log(min(base.scale, LARGEST_SCALE))
-    for one in asked:
-        learnt = ended.get(f"{one.name}.log_scale")
-        if learnt is not None and not math.isclose(float(learnt), start, abs_tol=1e-6):
-            bias = ended.get(f"{one.name}.bias")
-            return float(learnt.exp().clamp(max=LARGEST_SCALE)), base.bias if bias is None else float(bias)
-    return base.scale, base.bias
+    own = base.scale, base.bias
+    return next((heat for one in asked if (heat := heat_learnt(ended, one.name, base)) != own), own)
 
 
 def how(asked: Sequence[Objective]) -> str:

@@ -149,6 +149,29 @@ def test_the_hash_of_a_turned_image_is_the_turned_hash() -> None:
         assert np.bitwise_count(by_signs ^ by_pixels).max() <= 1  # a frequency of nearly zero may fall either way
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_copy_agrees_with_the_signs_of_what_it_is_of_and_lookalikes_do_not(kind: str) -> None:
+    images = alike(24)
+    looks = [duplicates.look(one) for one in prints(images[:12]).thumbnails]
+    assert {len(one) for one in looks} == {24 * 24 / 4}
+    copies = duplicates.agreement(prints([KINDS[kind](one) for one in images[:12]]).thumbnails, looks)
+    others = duplicates.agreement(prints([KINDS[kind](one) for one in images[12:]]).thumbnails, looks)
+    assert copies.min() > 0.96
+    assert others.max() < 0.6
+
+
+def test_signs_agree_with_their_own_image_wholly_and_nothing_has_none() -> None:
+    shown = prints(alike(3)).thumbnails
+    looks = [duplicates.look(one) for one in shown]
+    np.testing.assert_allclose(duplicates.agreement(shown, looks), 1, atol=1e-6)
+    for turn in range(4):
+        for turned in (np.rot90(shown, turn, (1, 2)), np.rot90(shown, turn, (1, 2))[:, :, ::-1]):
+            np.testing.assert_allclose(duplicates.agreement(np.ascontiguousarray(turned), looks), 1, atol=1e-6)
+    flat = np.full((1, 32, 32), 0.5, dtype=np.float32)
+    assert duplicates.look(flat[0]) == ""
+    assert duplicates.agreement(flat, looks)[0] == 0
+
+
 def test_how_a_copy_lies_is_said() -> None:
     image = alike(1)[0]
     said = {kind: near_pairs(prints([image, KINDS[kind](image)]))[0].how for kind in ("left-right", "up-down", "180 degrees", "JPEG 90")}

@@ -119,7 +119,7 @@ def test_merged_low_rank_changes_see_what_was_seen_while_learning():
     pairs = pairs_of(tiny_vit_encoder(), train="lora", augment="none")
     parts = {"contrastive": (1.0, Contrastive().part(pairs))}
     kept = finish(pretrained(pairs, parts, Descent(steps=3, learning_rate=1e-2, batch=12), chunk=12, seed=0, resume=None))
-    merged = Retrained(*pairs.values(kept), "lora").encoder(pairs.encoder)
+    merged = Retrained(*pairs.values(kept), "lora", 100.0, 0.0).encoder(pairs.encoder)
     with torch.no_grad():
         rows = torch.arange(24)
         torch.testing.assert_close(pairs.query.vectors(merged), pairs.see_images(rows), atol=1e-5, rtol=1e-4)

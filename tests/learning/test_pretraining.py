@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from medtame.learning.pretraining import chunked_slopes, seeing
 from medtame.learning.pretraining import moving as all_moving
 from medtame.run import fitted
 from medtame.strategies.tuning.contrastive import Contrastive
-from medtame.strategies.tuning.sigmoid import Sigmoid, pairwise
+from medtame.strategies.tuning.sigmoid import Sigmoid, levelled, pairwise
 from medtame.strategies.tuning.soft_target import softened
 from medtame.tasks.image_text_retrieval import ImageTextRetrieval
 
@@ -36,6 +38,31 @@ def test_losses_are_those_of_open_clip():
     torch.testing.assert_close(info_nce(images, texts, own, scale), ClipLoss()(images, texts, scale))
     torch.testing.assert_close(pairwise(images, texts, own, scale, bias), SigLipLoss()(images, texts, scale, bias))
     torch.testing.assert_close(softened(images, texts, own.float(), scale), ClipLoss()(images, texts, scale))
+
+
+def test_a_sigmoid_starts_where_as_many_pairs_are_called_right_as_are():
+    logits = 40 * unit(30, 8) @ unit(30, 8, seed=1).T
+    for share in (0.01, 1 / 30, 0.5, 0.99):
+        assert float((logits + levelled(logits, share)).sigmoid().mean()) == pytest.approx(share, rel=1e-4)
+    pairs = Pairs.of_problem(problem_of(replace(tiny_encoder(), bias=0.0)), moving())
+    start, draws = Sigmoid().start(pairs), torch.arange(len(pairs))
+    with torch.no_grad():
+        logits = start["log_scale"].exp() * pairs.see_images(draws) @ pairs.see_texts(pairs.said(draws)).T + start["bias"]
+    assert float(logits.sigmoid().mean()) == pytest.approx(float(pairs.same(draws).float().mean()), rel=1e-3)
+    own = replace(tiny_encoder(), scale=20.0, bias=-7.0)
+    start = Sigmoid().start(Pairs.of_problem(problem_of(own), moving()))
+    assert (float(start["log_scale"].exp()), float(start["bias"])) == (pytest.approx(20.0), -7.0), "a SigLIP goes on from its own"
+
+
+def test_a_method_answers_with_the_scale_and_bias_that_it_learnt():
+    problem = problem_of(tiny_encoder())
+    for method, name in ((Contrastive(steps=4, learning_rate=0.05), "contrastive"), (Sigmoid(steps=4, learning_rate=0.05), "sigmoid")):
+        adapted = finish(method.learn(problem))
+        assert adapted.scale != problem.query.encoder.scale, name
+        seen = adapted.encoder(problem.query.encoder)
+        cosines = torch.einsum("nd,ncd->nc", problem.query.vectors(seen), problem.query.texts(seen))
+        expected = adapted.scale * cosines + adapted.bias
+        torch.testing.assert_close(adapted.answer(problem.query).values, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_texts_that_are_right_for_two_images_are_no_wrong_answers():

@@ -28,6 +28,7 @@ FLATTEST = 1e-3  # below this standard deviation of grey values nothing is left 
 DISTANCE = 10  # signs that may differ in a pair that is looked at
 ALIKE, ALIKE_SMALL = 0.975, 0.95  # least correlation of a near-duplicate; of one with a side below SMALL pixels
 SMALL = 128
+LOOK_FREQUENCIES = 24  # a side: 575 signs, the mean left out
 ROWS_AT_ONCE, PAIRS_AT_ONCE = 256, 8192
 ORIENTATIONS = (
     "as it is",
@@ -160,6 +161,36 @@ def joined(found: Fingerprints, pairs: Sequence[Pair] | None = None) -> Array:
     return np.asarray(connected_components(links, directed=False)[1])
 
 
+# ---- found again by signs alone -------------------------------------------------------------------------------
+
+
+def look(thumbnail: Array) -> str:
+    """What is kept of an image's looks where the image must not be kept: the signs of its 575 lowest cosine frequencies, as
+    hexadecimal digits; "" for an image with nothing in it.
+    """
+    detail = _detail(thumbnail[None])
+    if float(np.sqrt((detail**2).mean())) <= FLATTEST:
+        return ""
+    return np.packbits(_frequencies(detail, LOOK_FREQUENCIES).ravel() > 0).tobytes().hex()
+
+
+def agreement(thumbnails: Array, looks: Sequence[str]) -> Array:
+    """(N,) how well each image (N, 32, 32) agrees with the look that fits it best, in any of eight orientations: the share of the sum
+    of its frequencies' sizes that have the sign kept, less the rest. 1 for the image itself, 0 for one with nothing in it.
+    """
+    detail = _detail(thumbnails)
+    own = _frequencies(detail, LOOK_FREQUENCIES) * (np.sqrt((detail**2).mean((1, 2))) > FLATTEST)[:, None, None]
+    own[:, 0, 0] = 0
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex("".join(looks)), dtype=np.uint8)).reshape(len(looks), -1)
+    signs, best = 2 * bits.astype(np.float32) - 1, np.zeros(len(own), dtype=np.float32)
+    for orientation in range(len(ORIENTATIONS)):
+        turned = _turned_frequencies(own, orientation).reshape(len(own), -1).astype(np.float32)
+        sizes = np.abs(turned).sum(1, keepdims=True)
+        for start in range(0, len(looks), PAIRS_AT_ONCE):
+            best = np.maximum(best, (turned @ signs[start : start + PAIRS_AT_ONCE].T / np.maximum(sizes, 1e-12)).max(1))
+    return best
+
+
 def _least(found: Fingerprints, a: int, b: int) -> float:
     """A small image loses more when it is saved again, so less is asked of it."""
     return ALIKE_SMALL if min(found.sides[a], found.sides[b]) < SMALL else ALIKE
@@ -180,21 +211,24 @@ def _turned(thumbnails: Array, orientation: int) -> Array:
     return thumbnails.transpose(0, 2, 1) if orientation & 4 else thumbnails
 
 
-def _frequencies(detail: Array) -> Array:
-    """(N, 8, 8) the lowest cosine frequencies."""
-    return np.asarray(dctn(detail, axes=(1, 2), norm="ortho")[:, :FREQUENCIES, :FREQUENCIES])
+def _frequencies(detail: Array, count: int = FREQUENCIES) -> Array:
+    """(N, count, count) the lowest cosine frequencies."""
+    return np.asarray(dctn(detail, axes=(1, 2), norm="ortho")[:, :count, :count])
 
 
-def _hashes(frequencies: Array, orientation: int) -> Array:
-    """(N,) uint64 hashes of the turned images: a flip changes the sign of the odd frequencies, no image is turned."""
-    odd = (-1.0) ** np.arange(FREQUENCIES)
+def _turned_frequencies(frequencies: Array, orientation: int) -> Array:
+    """(N, F, F) of the turned images: a flip changes the sign of the odd frequencies, no image is turned."""
+    odd = (-1.0) ** np.arange(frequencies.shape[1])
     if orientation & 1:
         frequencies = frequencies * odd
     if orientation & 2:
         frequencies = frequencies * odd[:, None]
-    if orientation & 4:
-        frequencies = frequencies.transpose(0, 2, 1)
-    signs = frequencies.reshape(-1, FREQUENCIES**2) > 0
+    return frequencies.transpose(0, 2, 1) if orientation & 4 else frequencies
+
+
+def _hashes(frequencies: Array, orientation: int) -> Array:
+    """(N,) uint64 hashes of the turned images."""
+    signs = _turned_frequencies(frequencies, orientation).reshape(-1, FREQUENCIES**2) > 0
     signs[:, 0] = False
     return np.ascontiguousarray(np.packbits(signs, axis=1)).view(np.uint64).ravel()
 

@@ -4,7 +4,7 @@
     weights.safetensors    the weights that moved: image.NAME, text.NAME
     tokenizer/             the base's tokenizer, where it can be written
     base/NAME/             the base, where that was a folder; else it is opened by its name
-    seen.txt               SHA-256 of each image that was learnt from, so that none is taken for a test image
+    seen.txt               of each image that was learnt from, SHA-256 of file and pixels and the signs of its looks: none is a test image
     README.md              the card
 
 No code: nothing in the folder is run, and no pickle is written.
@@ -44,7 +44,7 @@ class Continued:
     text: Mapping[str, Tensor]
     scale: float
     bias: float
-    seen: Iterable[str]  # digests of the images
+    seen: Iterable[str]  # what finds its images again (`trust.seen_images.marks`)
     medical_text: bool | None = True
     licence: str = "unknown"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medtame.learning.pairs import Pairs
+from medtame.types import Encoder
 
 LARGEST_SCALE = 100.0
 
@@ -30,6 +32,14 @@ def bounded(log_scale: Tensor) -> Tensor:
     """Exp of it, at most LARGEST_SCALE; the gradient is that of exp, so that what stands at the bound can come down again."""
     scale = log_scale.exp()
     return scale + (scale.clamp(max=LARGEST_SCALE) - scale).detach()
+
+
+def heat_learnt(ended: Mapping[str, Tensor], part: str, encoder: Encoder) -> tuple[float, float]:
+    """Scale and bias that a part has learnt among the weights it ended with; the encoder's own where it has not."""
+    log_scale, bias = ended.get(f"{part}.log_scale"), ended.get(f"{part}.bias")
+    if log_scale is None or math.isclose(float(log_scale), math.log(min(encoder.scale, LARGEST_SCALE)), abs_tol=1e-6):
+        return encoder.scale, encoder.bias
+    return float(bounded(log_scale)), encoder.bias if bias is None else float(bias)
 
 
 @dataclass(frozen=True)

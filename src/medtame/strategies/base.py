@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from medtame.errors import DataError, PairError
+from medtame.learning.contrast import heat_learnt
 from medtame.learning.fine_tuning import Precision, with_values
 from medtame.learning.loop import Descent, Step, finish
 from medtame.learning.pairs import Augment, Moving, Pairs, Train
@@ -86,11 +87,19 @@ class Tuned(Adapted):
 
 @dataclass(frozen=True)
 class Retrained(Tuned):
-    """Towers with other weights, by name."""
+    """Towers with other weights, by name, and the scale and bias that were learnt with them."""
 
     image: dict[str, Tensor]
     text: dict[str, Tensor]
     how: str  # the method that made them
+    scale: float
+    bias: float
+
+    def answer(self, query: Query) -> Scores:
+        built = self.built(query.encoder)
+        with torch.no_grad():
+            cosines = (cosine_logits(query.vectors(built), query.texts(built), built) - built.bias) / built.scale
+            return Scores(masked(self.scale * cosines + self.bias, query.allowed))
 
     def encoder(self, base: Encoder) -> Encoder:
         image = with_values(base.image_tower, self.image) if self.image else None
@@ -152,7 +161,7 @@ class Pretrainer(Learner):
         pairs, name = Pairs.of_problem(problem, self.moving(problem.seed)), type(self).__module__.rpartition(".")[2]
         parts = {name: (1.0, self.part(pairs))}
         kept = yield from pretrained(pairs, parts, self.descent(), chunk=self.chunk, seed=problem.seed, resume=resume)
-        return Retrained(*pairs.values(kept), name)
+        return Retrained(*pairs.values(kept), name, *heat_learnt(kept, name, pairs.encoder))
 
 
 def zero_shot_logits(query: Query, encoder: Encoder | None = None) -> Tensor:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from medtame.learning.contrast import LARGEST_SCALE, bounded
 from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import IMAGES, TEXTS, Part, Seen
 from medtame.strategies.base import Pretrainer
+
+MOST_RIGHT = 0.99  # of all pairs of a batch, where nearly all texts are the same
 
 
 def pairwise(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -19,10 +22,21 @@ def pairwise(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor, bias: T
     return -nn.functional.logsigmoid(torch.where(same, logits, -logits)).sum(1).mean()
 
 
+def levelled(logits: Tensor, share: float) -> float:
+    """The bias with which the mean of sigmoid(logits + bias) is `share`, in 0..1; by halving an interval that holds it."""
+    low, high = (math.log(share / (1 - share)) - float(edge) for edge in (logits.max(), logits.min()))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if float((logits.double() + middle).sigmoid().mean()) > share else (middle, high)
+    return (low + high) / 2
+
+
 @dataclass(frozen=True)
 class Sigmoid(Pretrainer):
     """Sum over all pairs of a batch of log(1 + exp(-z (scale x cosine + bias))), z = 1 where right, else -1, a row's mean
-    (Zhai et al. 2023, SigLIP). Scale and bias are learnt, from 10 and -10 as there. Steps and rate were not searched.
+    (Zhai et al. 2023, SigLIP). Scale and bias are learnt, from the encoder's own. Where it has no bias, from the one with which as many
+    pairs of a first batch are called right as are right: the paper's -10 is for towers from nothing in batches of tens of thousands,
+    and a few dozen steps do not come back from it. Steps and rate were not searched.
     """
 
     good_when = "batches must be small, since each pair counts by itself"
@@ -30,9 +44,19 @@ class Sigmoid(Pretrainer):
     papers = ("arxiv:2303.15343",)
 
     def part(self, pairs: Pairs) -> Part:
-        named = {"log_scale": torch.tensor(math.log(10.0)), "bias": torch.tensor(-10.0)}
+        named = self.start(pairs)
 
         def across(seen: Seen, draws: Tensor) -> Tensor:
-            return pairwise(seen[IMAGES], seen[TEXTS], pairs.same(draws), named["log_scale"].exp(), named["bias"])
+            return pairwise(seen[IMAGES], seen[TEXTS], pairs.same(draws), bounded(named["log_scale"]), named["bias"])
 
         return Part(reads=frozenset({IMAGES, TEXTS}), across=across, named=named)
+
+    def start(self, pairs: Pairs) -> dict[str, Tensor]:
+        """Logarithm of the scale, and bias, before the first step."""
+        scale, bias = min(pairs.encoder.scale, LARGEST_SCALE), pairs.encoder.bias
+        if not bias:
+            draws = torch.arange(min(self.batch, len(pairs)))
+            with torch.no_grad():
+                logits = scale * pairs.see_images(draws) @ pairs.see_texts(pairs.said(draws)).T
+            bias = levelled(logits, min(float(pairs.same(draws).float().mean()), MOST_RIGHT))
+        return {"log_scale": torch.tensor(math.log(scale)), "bias": torch.tensor(bias)}
