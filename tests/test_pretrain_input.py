@@ -197,6 +197,18 @@ def test_a_base_that_is_a_folder_is_copied_and_moves_with_it(shop, tmp_path, mon
     assert not torch.equal(encoders.load("second").whole(samples), seen[0])
 
 
+def test_a_watched_manifest_has_its_own_column_names(shop, capsys):
+    table = pd.read_csv(shop).rename(columns={"label": "finding", "patient": "id"})
+    table.to_csv(shop.with_name("mine.csv"), index=False)
+    asked = ["pretrain", str(shop), "--encoder", "tiny", "--set", "steps=1", "--held", "0", "--watch", f"disc={shop.with_name('mine.csv')}"]
+    told = ["--watch-columns", "disc:label=finding,patient=id", "--json", "--out", "watched"]
+    assert cli.app([*asked, *told], standalone_mode=False) is None
+    record = json.loads(capsys.readouterr().out)
+    assert {one["method"] for one in record["changes"] if one["on"] == "disc"} == {"zero_shot", "linear_probe"}
+    with pytest.raises(SettingsError, match=r"--watch-columns 'other:label=finding' names no manifest that is watched \(these are: disc\)"):
+        cli.app([*asked, "--watch-columns", "other:label=finding", "--out", "none"], standalone_mode=False)
+
+
 def test_train_says_what_moves(shop):
     assert (
         cli.app(

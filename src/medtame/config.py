@@ -1,9 +1,8 @@
-"""Settings that come as text: shots, prompts, columns."""
+"""Settings that come as text: shots and prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -36,28 +35,3 @@ def prompts_of(path: Path) -> dict[str, tuple[str, ...]]:
     if empty:
         raise SettingsError(f"{path} has no sentence for {', '.join(map(repr, empty))}: give at least one")
     return read
-
-
-def columns_of(columns: str) -> dict[str, str]:
-    """standard=yours, by commas."""
-    parts = [part for part in columns.split(",") if part.strip()]
-    if any("=" not in part for part in parts):
-        raise SettingsError(f"--columns takes standard=yours by commas, such as text=caption, not {columns!r}")
-    found = {part.partition("=")[0].strip(): part.partition("=")[2].strip() for part in parts}
-    empty = next((f"{standard}={yours}" for standard, yours in found.items() if not (standard and yours)), None)
-    if empty is not None:
-        raise SettingsError(f"--columns {empty} has a name on one side only: write standard=yours, such as image=filename")
-    return found
-
-
-def filters_of(filters: Sequence[str] | None) -> dict[str, str]:
-    """column=value, one each."""
-    found: dict[str, str] = {}
-    for text in filters or ():
-        name, sign, value = (part.strip() for part in text.partition("="))
-        if not (name and sign and value):
-            raise SettingsError(f"--where takes column=value, such as modality=CT, not {text!r}")
-        if found.get(name, value) != value:
-            raise SettingsError(f"--where {name}={found[name]} and {name}={value}: no image has both, give one")
-        found[name] = value
-    return found

@@ -93,6 +93,7 @@ def pretrain(
     allow_leakage: bool = False,
     held: float = HELD,
     watched: Mapping[str, str | Path] | None = None,
+    watched_columns: Mapping[str, Mapping[str, str]] | None = None,
     seed: int = 0,
     resume: bool = False,
     keep_every_seconds: float = resumed.EVERY_SECONDS,
@@ -109,6 +110,7 @@ def pretrain(
         allow_leakage: go on although training and test rows share patients or files; recorded.
         held: share of the cases kept aside, on which recall is measured before and after; 0 for none.
         watched: name -> a labelled manifest on which zero-shot and a probe are measured before and after.
+        watched_columns: name -> standard column -> yours, of a watched manifest.
         keep_every_seconds: how often the state is kept, at least; a killed run loses at most that.
     """
     folder, started = Path(out), time.perf_counter()
@@ -121,7 +123,10 @@ def pretrain(
     with ranks.joined():
         loaded = load(path, TASK, columns=columns, root=root, window=window, allow_leakage=allow_leakage, strict=strict)
         data = readable(in_words(loaded, sections), strict=strict, watch=watch)
-        others = {name: load(one, "classification", window=window) for name, one in (watched or {}).items()}
+        others = {
+            name: load(one, "classification", columns=(watched_columns or {}).get(name), window=window)
+            for name, one in (watched or {}).items()
+        }
         base = encoder(first_of_all, watch=lambda done, of: watch("encoding images", done, of))
         material = Material.of(data, held, seed)
         measured_on = {**pairs_of(material.data, data), **others}

@@ -6,13 +6,14 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from medtame.errors import SettingsError, StoppedError
-from medtame.typed_words import free_folder, method_settings
+from medtame.typed_words import free_folder, mapped, method_settings
 
 RESEARCH_USE = "research use only: not for clinical decisions"
 DATA_HELP = "A manifest with the columns image and text; rows with the split `test` are measured on and never learnt from."
@@ -43,6 +44,10 @@ def pretrain(
     watch: Annotated[
         list[str] | None, typer.Option("--watch", help="NAME=labels.csv: labelled images, measured before and after. May be repeated.")
     ] = None,
+    watch_columns: Annotated[
+        list[str] | None,
+        typer.Option("--watch-columns", help="NAME:standard=yours,… of a watched manifest, such as probes:label=finding. May be repeated."),
+    ] = None,
     sections: Annotated[str, typer.Option("--sections", help="Of reports, by commas, such as findings,impression. Default: all.")] = "",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse a shard that cannot be read; else it is skipped and counted.")] = False,
     allow_leakage: Annotated[
@@ -60,7 +65,6 @@ def pretrain(
     """Continue an encoder on your pairs of images and texts; the result is an encoder that every command takes. Research use only."""
     from medtame import pretrain as verb
     from medtame import terminal
-    from medtame.config import columns_of
 
     first = int(os.environ.get("RANK", "0")) == 0
     folder = free_folder(out, "medtame-encoder", resume=resume)
@@ -74,7 +78,7 @@ def pretrain(
                 weights_of(objective),
                 out=folder,
                 settings=with_train(method_settings(settings), train),
-                columns=columns_of(columns),
+                columns=mapped(columns),
                 root=root,
                 window=window,
                 sections=[part.strip() for part in sections.split(",") if part.strip()],
@@ -82,6 +86,7 @@ def pretrain(
                 allow_leakage=allow_leakage,
                 held=held,
                 watched=named(watch),
+                watched_columns=columns_of_each(watch_columns, named(watch)),
                 seed=seed,
                 resume=resume,
                 keep_every_seconds=keep_every,
@@ -128,6 +133,18 @@ def named(watched: list[str] | None) -> dict[str, Path]:
         name, sign, path = text.partition("=")
         place = Path(path if sign else text)
         found[name if sign else (place.parent.name or place.stem)] = place
+    return found
+
+
+def columns_of_each(given: list[str] | None, watched: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Name of a watched manifest -> standard column -> the user's, of NAME:standard=yours,…"""
+    found: dict[str, dict[str, str]] = {}
+    for text in given or ():
+        name, _, columns = text.partition(":")
+        if name not in watched:
+            known = f"these are: {', '.join(watched)}" if watched else "none is"
+            raise SettingsError(f"--watch-columns {text!r} names no manifest that is watched ({known}): write NAME:label=yours")
+        found[name] = mapped(columns)
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from medtame.errors import SettingsError
+from medtame.typed_words import filters_of, mapped
 
 DATA_HELP = "A manifest, a folder of images, or an index that --index wrote."
 SHOWN, LETTERS = ("text", "label", "modality", "region"), 90  # cells of the table, where there are some; of a text
@@ -47,7 +48,6 @@ def search(
     from medtame import misfits as pairs
     from medtame import search as found
     from medtame import terminal
-    from medtame.config import columns_of, filters_of
     from medtame.report import search_page
 
     asked = filters_of(where)
@@ -56,7 +56,7 @@ def search(
     with terminal.progress(quiet=as_json) as report:
         space = found.space(what, watch=lambda done, of: report("images", done, of))
         if misfits:
-            samples = found.read(data, columns_of(columns), root).windowed(window)
+            samples = found.read(data, mapped(columns), root).windowed(window)
             record = pairs.misfits(samples, space.encoder, seed=seed).json(misfits)
         else:
             result = found.search(
@@ -68,7 +68,7 @@ def search(
                 count=top,
                 folder=index,
                 exactly=exact,
-                columns=columns_of(columns),
+                columns=mapped(columns),
                 root=root,
                 window=window,
             )

@@ -1,4 +1,4 @@
-"""What is typed on a command line behind --set, --columns and --out, as values."""
+"""What is typed on a command line behind --set, --columns, --where and --out, as values."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def mapped(columns: str) -> dict[str, str]:
     empty = next((f"{standard}={yours}" for standard, yours in found.items() if not (standard and yours)), None)
     if empty is not None:
         raise SettingsError(f"--columns {empty} has a name on one side only: write standard=yours, such as image=filename")
+    return found
+
+
+def filters_of(filters: Sequence[str] | None) -> dict[str, str]:
+    """column=value, one each."""
+    found: dict[str, str] = {}
+    for text in filters or ():
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if not (name and sign and value):
+            raise SettingsError(f"--where takes column=value, such as modality=CT, not {text!r}")
+        if found.get(name, value) != value:
+            raise SettingsError(f"--where {name}={found[name]} and {name}={value}: no image has both, give one")
+        found[name] = value
     return found
 
 
