@@ -25,7 +25,8 @@ from medtame.learning.loop import Step
 from medtame.run import Run
 from medtame.strategies.base import Learner, Method
 from medtame.tasks.base import Task
-from medtame.types import Adapted, Array, Encoder, Scores
+from medtame.trust.controls import reworded, reworded_problem
+from medtame.types import Adapted, Array, Encoder, Query, Scores
 
 NEAR = 3e-5  # regions pooled in another batch differ in the last bits, and a separable fit has large weights
 
@@ -201,6 +202,26 @@ def starts_at_zero_shot(case: Case, zero_shot: Method) -> None:
     start, plain = case.fit(task=task, method=with_steps(case.method, 0)), case.fit(task=task, method=zero_shot)
     apart = distance(ask(start, case.test), ask(plain, case.test))
     assert apart <= NEAR, f"{case.name}: with no step made it differs from zero_shot by {apart:.2g}"
+
+
+def names_are_no_words(case: Case) -> None:
+    """Words reach a method by the candidates' prompts alone: with random codes for prompts, other names change no answer.
+
+    Else the control random_text would not be random.
+    """
+    problem, query, said = reworded_problem(case.problem(), "random_text"), reworded(case.run.query(case.test), "random_text"), []
+    for name in ("{}", "candidate {}"):
+        adapted = case.method.fit(replace(problem, query=renamed(problem.query, name)))
+        said.append(adapted.answer(renamed(query, name)))
+    assert identical(*said), f"{case.name}: reads the candidates' names besides their prompts, so no control of words reaches them"
+
+
+def renamed(query: Query, name: str) -> Query:
+    """The same prompts under other names."""
+    if query.candidates is None:
+        return query
+    names = tuple(name.format(one if name == "{}" else number) for number, one in enumerate(query.candidates.names))
+    return replace(query, candidates=replace(query.candidates, names=names))
 
 
 def shuffled_labels_are_not_learned(case: Case) -> None:

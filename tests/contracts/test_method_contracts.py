@@ -173,6 +173,11 @@ def test_11_starts_at_zero_shot(pair: tuple[str, str]) -> None:
     checks.starts_at_zero_shot(case_of(pair), METHODS["zero_shot"])
 
 
+@pairs(lambda method, task: "candidates" in method.reads and not {"findings", "owned_findings"} & method.reads)
+def test_11_names_are_no_words(pair: tuple[str, str]) -> None:
+    checks.names_are_no_words(case_of(pair))
+
+
 @pairs(classed)
 def test_12_shuffled_labels_are_not_learned(pair: tuple[str, str]) -> None:
     checks.shuffled_labels_are_not_learned(case_of(pair))

@@ -137,20 +137,18 @@ def _padded(tower: Any, shared: Tensor, own: Sequence[Tensor], padding: Padding 
 def wording(tower: Any, candidates: Candidates, template: str, known: Tensor | None = None) -> Wording:
     """The first prompt of each candidate, then of its absence where it has one, around the words that all begin with.
 
-    Prompts that share no beginning are replaced by `template` with the candidate's name. `known` are the token ids (M,) of the
-    beginning that a fit found, with the template that it used ("": the prompts as given): a prompt that begins otherwise is its
-    own words as a whole. Raises PairError without tokens, EncoderError where a prompt is longer than the tower reads.
+    Prompts that share no beginning are put into `template`. `known` are the token ids (M,) of the beginning that a fit found, with the
+    template that it used ("": the prompts as given): a prompt that begins otherwise is its own words as a whole. Raises PairError without tokens, EncoderError where a prompt is longer than the tower reads.
     """
     if tower is None:
         raise PairError("prompt learning needs a text side with tokens, which this encoder does not have: use linear_probe")
     given = [sentences[0] for sentences in (*candidates.prompts, *(candidates.negatives or ()))]
-    names = [*candidates.names, *(f"no {name}" for name in candidates.names if candidates.negatives is not None)]
     specials = _specials(tower)
     if known is None:
-        used, rows, known = _chosen(tower, given, names, template, specials)
+        used, rows, known = _chosen(tower, given, template, specials)
     else:
         used = template
-        rows = _rows(tower, [template.replace("{}", name) for name in names] if template else given, specials)
+        rows = _rows(tower, [template.replace("{}", prompt) for prompt in given] if template else given, specials)
     own = [row[len(known) :] if torch.equal(row[: len(known)], known) else row for row in rows]
     start, end, padding = specials
     with torch.no_grad():
@@ -169,15 +167,15 @@ def wording(tower: Any, candidates: Candidates, template: str, known: Tensor | N
 Specials = tuple[Tensor, Tensor, Padding | None]  # ids
 
 
-def _chosen(tower: Any, given: list[str], names: list[str], template: str, specials: Specials) -> tuple[str, list[Tensor], Tensor]:
+def _chosen(tower: Any, given: list[str], template: str, specials: Specials) -> tuple[str, list[Tensor], Tensor]:
     """The template in use, the prompts' ids, and those that all begin with."""
     rows = _rows(tower, given, specials)
     shared = _beginning(rows)
     if shared:
         return "", rows, rows[0][:shared]
     if "{}" not in template:
-        raise SettingsError(f"the template {template!r} has no place for the name: write {{}} in it")
-    rows = _rows(tower, [template.replace("{}", name) for name in names], specials)
+        raise SettingsError(f"the template {template!r} has no place for the prompt: write {{}} in it")
+    rows = _rows(tower, [template.replace("{}", prompt) for prompt in given], specials)
     shared = _beginning(rows)
     if not shared:
         raise SettingsError(f"prompts made of the template {template!r} share no first word: begin it with words, as 'an image of {{}}'")

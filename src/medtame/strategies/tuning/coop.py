@@ -23,7 +23,7 @@ class Coop(Learner):
 
     The context takes the place of the words that all first prompts begin with ("chest X-ray of"), starts at their own
     embeddings, and so answers like zero-shot with that prompt before the first step; with `tokens` it is so many random vectors
-    instead (the paper: 16, or 4 from "a photo of a"). Prompts that share no beginning are replaced by `template`. `place` is
+    instead (the paper: 16, or 4 from "a photo of a"). Prompts that share no beginning are put into `template`. `place` is
     where the class's own words stand; `class_specific` gives each class a context, and then no new word can be asked about.
     Position and type embeddings are added once, by the tower. No augmentation, so image features stay cached. AdamW instead of
     SGD; `learning_rate` is in units of the deviation of the words' numbers, so that one value serves every tower. Steps and
