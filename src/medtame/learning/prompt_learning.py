@@ -138,7 +138,8 @@ def wording(tower: Any, candidates: Candidates, template: str, known: Tensor | N
     """The first prompt of each candidate, then of its absence where it has one, around the words that all begin with.
 
     Prompts that share no beginning are put into `template`. `known` are the token ids (M,) of the beginning that a fit found, with the
-    template that it used ("": the prompts as given): a prompt that begins otherwise is its own words as a whole. Raises PairError without tokens, EncoderError where a prompt is longer than the tower reads.
+    template that it used ("": the prompts as given): a prompt that begins otherwise is its own words as a whole. Names are no words.
+    Raises PairError without tokens, EncoderError where a prompt is longer than the tower reads.
     """
     if tower is None:
         raise PairError("prompt learning needs a text side with tokens, which this encoder does not have: use linear_probe")
