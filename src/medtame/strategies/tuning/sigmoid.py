@@ -13,6 +13,7 @@ from medtame.learning.pairs import Pairs
 from medtame.learning.pretraining import IMAGES, TEXTS, Part, Seen
 from medtame.strategies.base import Pretrainer
 
+FIRST_SCALE = 10.0
 MOST_RIGHT = 0.99  # of all pairs of a batch, where nearly all texts are the same
 
 
@@ -34,9 +35,10 @@ def levelled(logits: Tensor, share: float) -> float:
 @dataclass(frozen=True)
 class Sigmoid(Pretrainer):
     """Sum over all pairs of a batch of log(1 + exp(-z (scale x cosine + bias))), z = 1 where right, else -1, a row's mean
-    (Zhai et al. 2023, SigLIP). Scale and bias are learnt, from the encoder's own. Where it has no bias, from the one with which as many
-    pairs of a first batch are called right as are right: the paper's -10 is for towers from nothing in batches of tens of thousands,
-    and a few dozen steps do not come back from it. Steps and rate were not searched.
+    (Zhai et al. 2023, SigLIP). Scale and bias are learnt, from the encoder's own where it has a bias. Else from the paper's scale of 10
+    and the bias with which as many pairs of a first batch are called right as are: the paper's -10 is for towers from nothing in batches
+    of tens of thousands, and a few dozen steps do not come back from it. Steps and rate were not searched; a start at the encoder's own
+    scale did as well on training pairs kept aside.
     """
 
     good_when = "batches must be small, since each pair counts by itself"
@@ -53,7 +55,7 @@ class Sigmoid(Pretrainer):
 
     def start(self, pairs: Pairs) -> dict[str, Tensor]:
         """Logarithm of the scale, and bias, before the first step."""
-        scale, bias = min(pairs.encoder.scale, LARGEST_SCALE), pairs.encoder.bias
+        scale, bias = (min(pairs.encoder.scale, LARGEST_SCALE), pairs.encoder.bias) if pairs.encoder.bias else (FIRST_SCALE, 0.0)
         if not bias:
             draws = torch.arange(min(self.batch, len(pairs)))
             with torch.no_grad():
